@@ -1,0 +1,80 @@
+"""One preference loss with switches; every paper's objective is a setting of it.
+
+Errors are squared errors of the network's prediction, averaged over channels, height and width:
+`err` [B, T'] keeps the latent frames, so that the same numbers serve clip and frame reductions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def frame_errors(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of each latent frame: float32 [B, T'] of two [B, C, T', H', W']."""
+    if prediction.shape != target.shape:
+        raise ValueError(f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} differ in shape")
+    return (prediction.float() - target.float()).pow(2).mean(dim=(1, 3, 4))
+
+
+@dataclass(frozen=True)
+class PairErrors:
+    """Errors of policy and reference on winners and losers, each float [B, T'], same noise and t within a pair."""
+
+    policy_winner: Tensor
+    policy_loser: Tensor
+    reference_winner: Tensor
+    reference_loser: Tensor
+
+    def frame_margins(self) -> Tensor:
+        """How much more the policy improved on the winner than on the loser, [B, T']; positive is good."""
+        winner = self.policy_winner - self.reference_winner
+        loser = self.policy_loser - self.reference_loser
+        return loser - winner
+
+
+def preference_loss(errors: PairErrors, signs: Tensor, weights: Tensor, *, beta: float, reduction: str) -> Tensor:
+    """−log σ(½·β·margin), the factor ½ as in Diffusion-DPO's appendix and DenseDPO's.
+
+    `signs` int [B, T'] holds +1 where the first clip of a pair is better in that latent frame, −1 where the
+    second is, 0 for a tie; `weights` float [B].
+    `clip`: one margin a pair, the mean over latent frames, signed by the majority of `signs`; a weighted mean of pairs.
+    `frame`: one margin a latent frame; a weighted mean over all non-tie frames of the batch (DenseDPO, Eq. 8 of
+    the appendix: the count is the batch's, so that long and short ties weigh alike).
+    Returns a scalar; 0 when everything is tied. Equal policy and reference give ln 2.
+    """
+    margins_BT = errors.frame_margins()
+    if reduction == "clip":
+        sign_B = signs.sum(dim=1).sign()
+        loss = -F.logsigmoid(0.5 * beta * sign_B * margins_BT.mean(dim=1))
+        weight = weights * sign_B.abs()
+    elif reduction == "frame":
+        loss = -F.logsigmoid(0.5 * beta * signs * margins_BT)
+        weight = weights[:, None] * signs.abs()
+    else:
+        raise ValueError(f"unknown reduction {reduction!r}; use clip or frame")
+    total = weight.sum()
+    return (loss * weight).sum() / total.clamp_min(torch.finfo(loss.dtype).tiny)
+
+
+@torch.no_grad()
+def preference_statistics(errors: PairErrors, signs: Tensor) -> dict[str, float]:
+    """What the literature says to watch: implicit accuracy, margin, and each side's error against the reference.
+
+    A rising winner error is likelihood displacement (the policy gets worse on what it should prefer).
+    """
+    sign = signs.sum(dim=1).sign()
+    margin = sign * errors.frame_margins().mean(dim=1)
+    first = (errors.policy_winner - errors.reference_winner).mean(dim=1)
+    second = (errors.policy_loser - errors.reference_loser).mean(dim=1)
+    winner, loser = torch.where(sign >= 0, first, second), torch.where(sign >= 0, second, first)
+    return {
+        "implicit_accuracy": (margin > 0).float().mean().item(),
+        "margin": margin.mean().item(),
+        "negative_margins": (margin < 0).float().mean().item(),
+        "winner_error_change": winner.mean().item(),
+        "loser_error_change": loser.mean().item(),
+    }

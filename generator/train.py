@@ -1,0 +1,286 @@
+"""The update: preference optimisation of one round, resumable at its last step checkpoint.
+
+Every draw (batch, noise, noise level) is a pure function of the seed and the step, so a resumed update needs only
+weights and optimiser state to continue bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from generator.config import UpdateConfig
+from generator.losses import PairErrors, frame_errors, preference_loss, preference_statistics
+from generator.models.base import VideoModel
+from generator.parametrisation import draw_sigma
+
+@dataclass(frozen=True)
+class PairData:
+    """Training pairs in memory.
+
+    winners, losers: normalised latents, float32 [N, C, T', H', W'], both encode(read(stored clip));
+    conditions [N, L, D]; signs int8 [N, T'] (+1 winner better in that latent frame, 0 tie, −1 loser better);
+    weights float32 [N]; ids and prompt_ids name the rows in messages and in the held-out split.
+    """
+
+    ids: Sequence[str]
+    prompt_ids: Sequence[str]
+    winners: Tensor
+    losers: Tensor
+    conditions: Tensor
+    signs: Tensor
+    weights: Tensor
+
+    def __post_init__(self) -> None:
+        if len(self.ids) == 0:
+            raise ValueError("no preference pairs to train on: lower certainty.min_probability or certainty.min_margin, or sample more takes")
+        if self.winners.shape != self.losers.shape:
+            raise ValueError(f"winner latents {tuple(self.winners.shape)} and loser latents {tuple(self.losers.shape)} differ")
+        if self.signs.shape != (len(self.ids), self.winners.shape[2]):
+            raise ValueError(f"signs {tuple(self.signs.shape)} do not match {len(self.ids)} pairs × {self.winners.shape[2]} latent frames")
+        if not self.signs.any():
+            raise ValueError("every pair is a tie in every latent frame: nothing to learn from")
+
+
+@dataclass(frozen=True)
+class AnchorData:
+    """Real clips for the likelihood term: latents [M, C, T', H', W'] and conditions [M, L, D]."""
+
+    latents: Tensor
+    conditions: Tensor
+
+
+def update(
+    model: VideoModel,
+    pairs: PairData | None,
+    anchors: AnchorData | None,
+    config: UpdateConfig,
+    *,
+    parent: Path | None,
+    out: Path,
+    seed: int,
+    on_step: Callable[[dict[str, Any]], None],
+) -> dict[str, float]:
+    """Trains one round and writes out/checkpoint. Returns the chosen step and its held-out numbers.
+
+    Stops before the optimiser step on a non-finite loss or gradient, naming the batch's ids.
+    """
+    parameters = model.prepare_training(config.lora, parent, config.reference, _mix(seed, 3))
+    optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99))
+    train_rows, held_rows = _split_by_prompt(pairs, config.held_out_share, seed)
+    scratch = out / "_scratch"
+    scratch.mkdir(parents=True, exist_ok=True)
+    state = _resume(scratch, model, optimiser)
+    log = StepLog(out / "log.jsonl", from_step=state["step"], also=on_step)
+    for step in range(state["step"], config.num_steps):
+        for group in optimiser.param_groups:
+            group["lr"] = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
+        row = _step(model, parameters, optimiser, pairs, train_rows, anchors, config, seed, step)
+        log({"step": step, "split": "train", **row})
+        last = step == config.num_steps - 1
+        if held_rows and (last or step % config.evaluate_every == config.evaluate_every - 1):
+            assert pairs is not None
+            held = _held_out(model, pairs, held_rows, config, seed)
+            log({"step": step, "split": "held_out", **held})
+            if held["loss"] < state["best"]["loss"]:
+                state["best"] = {"step": step, **held}
+                _save(scratch / "best.pt", model.trainable_state())
+        state["step"] = step + 1
+        if last or step % config.checkpoint_every == config.checkpoint_every - 1:
+            _save(scratch / "state.pt", {"weights": model.trainable_state(), "optimiser": optimiser.state_dict(), **state})
+    best: dict[str, float] = {"step": config.num_steps - 1}
+    if held_rows and math.isfinite(state["best"]["loss"]):
+        best = state["best"]
+        model.load_trainable_state(torch.load(scratch / "best.pt", weights_only=True))
+    model.transformer.eval()
+    model.save_checkpoint(out / "checkpoint")
+    return {f"chosen_{k}": v for k, v in best.items()}
+
+
+def _step(
+    model: VideoModel,
+    parameters: list[torch.nn.Parameter],
+    optimiser: torch.optim.Optimizer,
+    pairs: PairData | None,
+    train_rows: list[int],
+    anchors: AnchorData | None,
+    config: UpdateConfig,
+    seed: int,
+    step: int,
+) -> dict[str, float]:
+    """One optimiser step; returns what is logged."""
+    generator = torch.Generator().manual_seed(_mix(seed, step))
+    loss = torch.zeros((), device=model.device)
+    log: dict[str, float] = {}
+    ids: list[str] = []
+    wants_pairs = config.method == "preference" and (config.preference_weight > 0 or config.winner_likelihood > 0)
+    if wants_pairs:
+        assert pairs is not None
+        rows = _batch(train_rows, config.pairs_per_step, seed, step)
+        ids = [pairs.ids[i] for i in rows]
+        errors = _pair_errors(model, pairs, rows, config, generator, with_reference=config.preference_weight > 0)
+        signs, weights = pairs.signs[rows].to(model.device), pairs.weights[rows].to(model.device)
+        if config.preference_weight > 0:
+            preference = preference_loss(errors, signs, weights, beta=config.beta, reduction=config.reduction)
+            loss = loss + config.preference_weight * preference
+            log |= {"preference_loss": preference.item(), **preference_statistics(errors, signs)}
+        if config.winner_likelihood > 0:
+            likelihood = (weights * errors.policy_winner.mean(dim=1)).sum() / weights.sum()
+            loss = loss + config.winner_likelihood * likelihood
+            log["winner_error"] = likelihood.item()
+    real_weight = 1.0 if config.method == "supervised" else config.real_likelihood
+    if real_weight > 0:
+        if anchors is None:
+            raise ValueError("update.real_likelihood or update.method supervised needs anchors in the train part")
+        real = _anchor_error(model, anchors, config, generator, seed, step)
+        loss = loss + real_weight * real
+        log["real_error"] = real.item()
+    log["loss"] = loss.item()
+    if not math.isfinite(log["loss"]):
+        raise FloatingPointError(f"step {step}: the loss is {log['loss']}; pairs {', '.join(ids)}")
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm).item()
+    if not math.isfinite(norm):
+        raise FloatingPointError(f"step {step}: the gradient norm is {norm}; pairs {', '.join(ids)}")
+    optimiser.step()
+    log["grad_norm"] = norm
+    return log
+
+
+def _pair_errors(
+    model: VideoModel,
+    pairs: PairData,
+    rows: list[int],
+    config: UpdateConfig,
+    generator: torch.Generator,
+    *,
+    with_reference: bool = True,
+) -> PairErrors:
+    """Errors of a batch: winner and loser share noise and t and go through the network in one forward."""
+    n = len(rows)
+    winners = pairs.winners[rows].to(model.device)
+    losers = pairs.losers[rows].to(model.device)
+    eps = torch.randn(winners.shape, generator=generator).to(model.device)
+    sigma = draw_sigma(n, config.timesteps, model.shift, *config.sigma_range, generator).to(model.device)
+    x = torch.cat([winners, losers])
+    eps2, sigma2 = torch.cat([eps, eps]), torch.cat([sigma, sigma])
+    condition = pairs.conditions[rows].to(model.device)
+    condition = torch.cat([condition, condition])
+    x_sigma = model.parametrisation.noise(x, eps2, sigma2)
+    target = model.parametrisation.target(x, eps2, sigma2)
+    with _autocast(model, config):
+        if with_reference:
+            reference = frame_errors(model.predict_reference(x_sigma, sigma2, condition), target)
+        policy = frame_errors(model.predict(x_sigma, sigma2, condition), target)
+    if not with_reference:
+        reference = policy.detach()
+    return PairErrors(policy[:n], policy[n:], reference[:n], reference[n:])
+
+
+def _anchor_error(
+    model: VideoModel, anchors: AnchorData, config: UpdateConfig, generator: torch.Generator, seed: int, step: int
+) -> Tensor:
+    rows = _batch(list(range(len(anchors.latents))), config.anchors_per_step, _mix(seed, 1), step)
+    x = anchors.latents[rows].to(model.device)
+    eps = torch.randn(x.shape, generator=generator).to(model.device)
+    sigma = draw_sigma(len(rows), config.timesteps, model.shift, *config.sigma_range, generator).to(model.device)
+    with _autocast(model, config):
+        prediction = model.predict(
+            model.parametrisation.noise(x, eps, sigma), sigma, anchors.conditions[rows].to(model.device)
+        )
+    return frame_errors(prediction, model.parametrisation.target(x, eps, sigma)).mean()
+
+
+@torch.no_grad()
+def _held_out(model: VideoModel, pairs: PairData, rows: list[int], config: UpdateConfig, seed: int) -> dict[str, float]:
+    """Preference loss and statistics on held-out pairs, with the same noise and levels at every call."""
+    parts: list[PairErrors] = []
+    for draw in range(4):
+        for start in range(0, len(rows), config.pairs_per_step):
+            generator = torch.Generator().manual_seed(_mix(seed, 1_000_003 + 1000 * draw + start))
+            parts.append(_pair_errors(model, pairs, rows[start : start + config.pairs_per_step], config, generator))
+    errors = PairErrors(*(torch.cat([getattr(p, f) for p in parts]) for f in PairErrors.__dataclass_fields__))
+    signs = pairs.signs[rows].to(model.device).repeat(4, 1)
+    weights = pairs.weights[rows].to(model.device).repeat(4)
+    loss = preference_loss(errors, signs, weights, beta=config.beta, reduction=config.reduction)
+    return {"loss": loss.item(), **preference_statistics(errors, signs)}
+
+
+def _split_by_prompt(pairs: PairData | None, share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Row numbers for training and for choosing the checkpoint; no prompt is on both sides."""
+    if pairs is None:
+        return [], []
+    prompts = sorted(set(pairs.prompt_ids))
+    num_held = round(share * len(prompts)) if len(prompts) > 1 else 0
+    order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(_mix(seed, 2))).tolist()
+    held = {prompts[i] for i in order[:num_held]}
+    rows = range(len(pairs.ids))
+    return [i for i in rows if pairs.prompt_ids[i] not in held], [i for i in rows if pairs.prompt_ids[i] in held]
+
+
+def _batch(rows: list[int], size: int, seed: int, step: int) -> list[int]:
+    """The rows of a step: seeded epochs without replacement, a pure function of (seed, step)."""
+    if not rows:
+        raise ValueError("no pairs are left for training after the held-out split; lower update.held_out_share")
+    picked = []
+    for k in range(step * size, (step + 1) * size):
+        epoch, place = divmod(k, len(rows))
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(_mix(seed, 100 + epoch)))
+        picked.append(rows[int(order[place])])
+    return picked
+
+
+def _mix(seed: int, number: int) -> int:
+    return (seed * 6_364_136_223_846_793_005 + number * 1_442_695_040_888_963_407 + 1) % (1 << 63)
+
+
+def _autocast(model: VideoModel, config: UpdateConfig) -> contextlib.AbstractContextManager[Any]:
+    if config.dtype == "bfloat16":
+        return torch.autocast(model.device.type, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def _save(path: Path, state: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def _resume(scratch: Path, model: VideoModel, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+    path = scratch / "state.pt"
+    if not path.exists():
+        return {"step": 0, "best": {"loss": math.inf}}
+    saved = torch.load(path, weights_only=True)
+    model.load_trainable_state(saved["weights"])
+    optimiser.load_state_dict(saved["optimiser"])
+    return {"step": saved["step"], "best": saved["best"]}
+
+
+class StepLog:
+    """A JSONL log that a resumed update continues without a row lost or doubled."""
+
+    def __init__(self, path: Path, from_step: int, also: Callable[[dict[str, Any]], None]) -> None:
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if _is_complete(line) and json.loads(line)["step"] < from_step]
+        path.write_text("".join(line + "\n" for line in kept))
+        self._path, self._also = path, also
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        self._also(row)
+
+
+def _is_complete(line: str) -> bool:
+    """A kill may leave half a line at the end."""
+    return line.startswith("{") and line.endswith("}")

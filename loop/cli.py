@@ -1,0 +1,140 @@
+"""The command `retake`. Imports nothing heavy: `retake --help` answers at once."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loop.errors import StageFailed, Stopped, UserError
+
+FAILED, USER_ERROR, STOPPED = 1, 2, 75
+
+app = typer.Typer(
+    help="Improves a video generator and its judge together, round after round.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Run = Annotated[str, typer.Argument(metavar="RUN", help="A run directory, or a name under runs/.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def run(
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a shipped config.")
+    ],
+    rounds: Annotated[
+        int | None, typer.Option(min=0, help="Rounds in all; a larger number extends a run.")
+    ] = None,
+    dir: Annotated[Path | None, typer.Option(help="The run directory. Default: runs/NAME.")] = None,
+    set: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Override a key; repeatable.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")] = False,
+) -> None:
+    """Run a campaign. The same command resumes it after Ctrl-C, a crash or a power cut."""
+    from loop.config_file import load_config
+
+    with _exit_codes():
+        overrides = list(set or []) + ([f"rounds={rounds}"] if rounds is not None else [])
+        loaded = load_config(config, overrides)
+        root = dir or Path("runs") / loaded.config.name
+        if dry_run:
+            typer.echo(loaded.config.model_dump_json(indent=2))
+            typer.echo(f"valid; the run directory would be {root}", err=True)
+            return
+        from loop.campaign import run_campaign
+        from loop.store import Store
+
+        try:
+            report = run_campaign(loaded, Store(root))
+        except Stopped as stop:
+            typer.echo(f"stopped by {stop}; the same command resumes {root}", err=True)
+            raise typer.Exit(STOPPED) from None
+        typer.echo(f"done: open {report}")
+
+
+@app.command()
+def status(run: Run, as_json: AsJson = False) -> None:
+    """Show where a run stands."""
+    from loop.status import find_run, read_status
+
+    with _exit_codes():
+        report = read_status(find_run(run))
+        if as_json:
+            typer.echo(report.as_json())
+            return
+        typer.echo(f"{report.name}: {report.state}, {report.rounds_done} of {report.rounds} rounds done")
+        if report.state == "failed":
+            typer.echo(report.reason)
+        typer.echo(
+            f"in force: generator of round {report.generator_in_force}, "
+            f"judge of round {report.judge_in_force}"
+        )
+        for stage in report.stages:
+            seconds = f"{stage.seconds:8.1f} s" if stage.seconds is not None else ""
+            typer.echo(f"  round {stage.round}  {stage.stage:<12} {stage.state:<10}{seconds}")
+
+
+@app.command()
+def curves(
+    run: Run,
+    as_json: AsJson = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+) -> None:
+    """Print one row per round and metric, with its interval."""
+    from loop.curves import read_curves, to_csv
+    from loop.status import find_run
+
+    with _exit_codes():
+        if as_json and as_csv:
+            raise UserError("--json and --csv exclude each other; give one")
+        rows = read_curves(find_run(run))
+        if as_json:
+            typer.echo(json.dumps(rows, indent=2))
+        elif as_csv:
+            typer.echo(to_csv(rows), nl=False)
+        else:
+            for row in rows:
+                low, high = (f"{end:.4f}" if (end := row[key]) is not None else "" for key in ("low", "high"))
+                value = "" if row["value"] is None else f"{row['value']:.4f}"
+                judge = f"  by {row['judge']}" if row["judge"] else ""
+                typer.echo(f"{row['round']:>5}  {row['metric']:<24} {value:>10}  [{low}, {high}]{judge}")
+
+
+@app.command()
+def report(run: Run) -> None:
+    """Write report.html: one file that opens offline."""
+    from loop.status import find_run
+
+    with _exit_codes():
+        folder = find_run(run)
+        from loop.report import write_report
+
+        typer.echo(str(write_report(folder)))
+
+
+@contextlib.contextmanager
+def _exit_codes() -> Iterator[None]:
+    """Expected ends become a message and an exit code; anything else is a bug and keeps its traceback."""
+    try:
+        yield
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(USER_ERROR) from None
+    except StageFailed as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(FAILED) from None
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

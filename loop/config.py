@@ -1,0 +1,183 @@
+"""The whole configuration of a campaign, as data: every key that a YAML file may set. Torch-free.
+
+The judge's and the generator's sections belong to their packages; this file composes them.
+loop/config_file.py reads YAML into it and words the errors.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from generator.config import GeneratorConfig, SamplingConfig, UpdateConfig
+from reward.config import CertaintyConfig, JudgeConfig, KnownAnswersConfig, TrainJudgeConfig, VotingConfig
+
+PARTS = ("train", "calibrate", "gate", "report")
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Noise = Annotated[float, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class Section(BaseModel):
+    """One section of the file: unknown keys are errors, values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ClipConfig(Section):
+    """The one size at which real and generated clips are stored."""
+
+    num_frames: int = Field(17, ge=1)
+    height: int = Field(32, ge=16)  # pixels
+    width: int = Field(32, ge=16)  # pixels
+    fps: float = Field(8.0, gt=0)  # frames a second
+
+
+class SplitConfig(Section):
+    """How many groups of anchors each part gets, or, for all four parts, the file names themselves."""
+
+    train: Annotated[int, Field(ge=1)] | list[str] = 24
+    calibrate: Annotated[int, Field(ge=1)] | list[str] = 8
+    gate: Annotated[int, Field(ge=1)] | list[str] = 8
+    report: Annotated[int, Field(ge=1)] | list[str] = 8
+
+    @model_validator(mode="after")
+    def _one_way_for_all_parts(self) -> "SplitConfig":
+        parts = [getattr(self, part) for part in PARTS]
+        if len({isinstance(part, list) for part in parts}) > 1:
+            raise ValueError("give all four parts as numbers of groups, or all four as lists of file names")
+        if isinstance(parts[0], list):
+            empty = [part for part, files in zip(PARTS, parts, strict=True) if not files]
+            if empty:
+                raise ValueError(f"part {empty[0]} lists no file; every part needs at least one")
+            names = [name for files in parts for name in files]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"{twice[0]} is listed more than once; a clip belongs to one part")
+        return self
+
+
+class DataConfig(Section):
+    anchors: str = "embedded"  # "embedded", or a folder with metadata.csv
+    num_anchors: int | None = Field(None, ge=4)  # embedded only
+    clip: ClipConfig = ClipConfig()
+    segment_seconds: float = Field(0.5, gt=0)
+    split: SplitConfig = SplitConfig()
+
+
+class JudgeGateConfig(Section):
+    """A new judge is used unless its held-out accuracy is below its parent's by more than `margin`."""
+
+    num_questions: int = Field(64, ge=1)
+    margin: Fraction = 0.0
+
+
+class FreshConfig(Section):
+    num_prompts: int = Field(16, ge=0)
+    takes_per_prompt: int = Field(4, ge=2)
+
+
+class GuidedConfig(Section):
+    """Takes that denoise a corrupted anchor from noise level η, drawn evenly from [low, high]."""
+
+    num_anchors: int = Field(8, ge=0)
+    eta: tuple[Noise, Noise] = (0.5, 0.9)
+
+    @model_validator(mode="after")
+    def _low_before_high(self) -> "GuidedConfig":
+        if self.eta[0] > self.eta[1]:
+            raise ValueError(f"eta is [low, high], but {self.eta[0]} is above {self.eta[1]}")
+        return self
+
+
+class SampleConfig(Section):
+    fresh: FreshConfig = FreshConfig()
+    guided: GuidedConfig = GuidedConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    shard_size: int = Field(16, ge=1)  # takes made, and saved for a resume, at a time
+
+
+class LabelConfig(Section):
+    voting: VotingConfig = VotingConfig()
+    max_take_pairs_per_prompt: int = Field(6, ge=0)
+    against_real: int = Field(1, ge=0)  # takes of each prompt asked against a real anchor of that prompt
+    segments: bool = True  # ask guided pairs segment by segment, too
+
+
+class SourceConfig(Section):
+    max: int | None = Field(None, ge=0)  # pairs kept of this source; none = all
+    weight: float = Field(1.0, ge=0)
+
+
+class SourcesConfig(Section):
+    fresh: SourceConfig = SourceConfig()
+    guided: SourceConfig = SourceConfig()
+    real: SourceConfig = SourceConfig()
+
+
+class PairConfig(Section):
+    min_signed_share: Fraction = 0.2  # guided pairs at or below it are dropped (DenseDPO, section 4.2)
+    sources: SourcesConfig = SourcesConfig()
+    strategy: Literal["best_worst", "all"] = "best_worst"
+    control: Literal["none", "random_labels"] = "none"  # random_labels: every pair's sign by coin
+
+
+class EvaluateConfig(Section):
+    part: Literal["report", "calibrate"] = "report"
+    num_seeds: int = Field(2, ge=1)  # takes of each prompt, the same seeds every round
+    num_judged: int = Field(64, ge=0)  # takes that the judge sees; the oracle sees all
+    num_ballots: int = Field(2, ge=1)
+
+
+class GateConfig(Section):
+    """Off = every update is kept. `alpha` is the error spent over all rounds together."""
+
+    enabled: bool = True
+    num_seeds: int = Field(2, ge=1)  # takes of each prompt, fresh seeds every round
+    num_ballots: int = Field(2, ge=1)
+    alpha: float = Field(0.1, gt=0, lt=1)
+    margin: Fraction = 0.0
+
+
+class LaunchConfig(Section):
+    """Where stages run; nothing here changes a result."""
+
+    type: Literal["inline"] = "inline"
+    min_free_gb: float = Field(0.5, ge=0)  # free disk space that every stage asks for before it starts
+
+
+class CampaignConfig(Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")  # also the run directory: runs/NAME
+    seed: Seed = 0
+    rounds: int = Field(3, ge=0)
+    threads: int | None = Field(None, ge=1)  # CPU threads of every stage; none = the library's choice
+    data: DataConfig = DataConfig()
+    generator: GeneratorConfig
+    judge: JudgeConfig
+    known_answers: KnownAnswersConfig = KnownAnswersConfig()
+    train_judge: TrainJudgeConfig = TrainJudgeConfig()
+    judge_gate: JudgeGateConfig = JudgeGateConfig()
+    sample: SampleConfig = SampleConfig()
+    label: LabelConfig = LabelConfig()
+    certainty: CertaintyConfig = CertaintyConfig()
+    pair: PairConfig = PairConfig()
+    update: UpdateConfig = UpdateConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    gate: GateConfig = GateConfig()
+    launch: LaunchConfig = LaunchConfig()
+
+    def part(self, keys: tuple[str, ...]) -> dict[str, Any]:
+        """The named top-level sections as plain JSON data: what a stage's fingerprint covers."""
+        return self.model_dump(mode="json", include=set(keys))
+
+
+def changed_keys(old: Any, new: Any, at: str = "") -> list[str]:
+    """Dotted keys whose values differ between two trees of plain data, each with both values."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = list(dict.fromkeys([*old, *new]))
+        return [
+            line
+            for key in keys
+            for line in changed_keys(old.get(key), new.get(key), f"{at}.{key}" if at else str(key))
+        ]
+    return [] if old == new else [f"{at} (was {old!r}, now {new!r})"]

@@ -1,0 +1,129 @@
+"""Anchors and prompts: from a folder of real clips, or the embedded world, to clips with a split part."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from generator.clips import read_conformed
+from loop.config import PARTS, ClipConfig, DataConfig
+from loop.errors import UserError
+from loop.metadata import Row, Skip, read_metadata
+from loop.splits import assign_parts
+
+__all__ = [
+    "PARTS",
+    "Anchor",
+    "Prompt",
+    "Row",
+    "Skip",
+    "assign_parts",
+    "check_videos",
+    "load_anchors",
+    "read_metadata",
+    "read_prompts",
+]
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A real clip with its split part. path: the video file, as given until prepare has stored it."""
+
+    id: str
+    path: Path
+    caption: str
+    source: str
+    category: str
+    part: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text to film. Its part is that of the anchors it captions; prompts from a file are for training."""
+
+    id: str
+    text: str
+    category: str
+    part: str
+
+
+def load_anchors(data: DataConfig, scratch: Path, seed: int) -> tuple[list[Anchor], list[Skip]]:
+    """The anchors that the configuration names, with their parts, in the order of metadata.csv.
+
+    The embedded world's are written into `scratch` first. Every video is decoded once, so that one which
+    cannot be used is a Skip here and no failure later. Raises UserError as read_metadata and assign_parts do.
+    """
+    folder = Path(data.anchors).expanduser()
+    if data.anchors == "embedded":
+        from loop.embedded.anchors import spread, write_anchors
+
+        folder = scratch
+        write_anchors(folder, spread(data.num_anchors) if data.num_anchors else 2, seed)
+    rows, skips = read_metadata(folder)
+    rows, unusable = check_videos(folder, rows, data.clip)
+    skips += unusable
+    parts = assign_parts(rows, data.split, seed, skips)
+    skips += [Skip(r.file_name, "not listed in data.split") for r in rows if r.file_name not in parts]
+    anchors = [
+        Anchor(
+            _anchor_id(r.file_name), folder / r.file_name, r.caption, r.source, r.category, parts[r.file_name]
+        )
+        for r in rows
+        if r.file_name in parts
+    ]
+    return anchors, skips
+
+
+def check_videos(folder: str | Path, rows: Sequence[Row], clip: ClipConfig) -> tuple[list[Row], list[Skip]]:
+    """Rows whose video decodes and is long enough, and a Skip with the reason for each other one."""
+    good: list[Row] = []
+    skips: list[Skip] = []
+    for row in rows:
+        try:
+            read_conformed(
+                Path(folder) / row.file_name,
+                num_frames=clip.num_frames,
+                height=clip.height,
+                width=clip.width,
+                target_fps=clip.fps,
+            )
+            good.append(row)
+        except ValueError as error:
+            skips.append(Skip(row.file_name, f"line {row.line}: {error}"))
+    return good, skips
+
+
+def read_prompts(anchors: Sequence[Anchor], prompts_file: str | Path | None = None) -> list[Prompt]:
+    """One Prompt per distinct caption, with the caption's part, then those of a text file (one a line).
+
+    A prompt of the file joins training, unless it is a caption, which keeps its part. Blank lines and lines
+    that start with # are left out. Raises UserError if the file cannot be read.
+    """
+    prompts: dict[str, Prompt] = {}
+    for anchor in anchors:
+        prompt = Prompt(_prompt_id(anchor.caption), anchor.caption, anchor.category, anchor.part)
+        known = prompts.setdefault(anchor.caption, prompt)
+        assert known.part == anchor.part, f"caption in two parts: {anchor.caption!r}"
+    if prompts_file is not None:
+        try:
+            lines = Path(prompts_file).read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{prompts_file}: cannot read the prompts ({error}); give a UTF-8 text file"
+            ) from None
+        for text in (line.strip() for line in lines):
+            if text and not text.startswith("#"):
+                prompts.setdefault(text, Prompt(_prompt_id(text), text, "", "train"))
+    return list(prompts.values())
+
+
+def _anchor_id(file_name: str) -> str:
+    stem = re.sub(r"[^A-Za-z0-9]+", "-", Path(file_name).stem).strip("-")[:40]
+    return f"{stem}-{hashlib.sha256(file_name.encode()).hexdigest()[:8]}"
+
+
+def _prompt_id(text: str) -> str:
+    return f"prompt-{hashlib.sha256(text.encode()).hexdigest()[:10]}"

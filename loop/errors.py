@@ -1,0 +1,19 @@
+"""The three ways a campaign ends early; loop/cli.py turns each into its exit code."""
+
+from pathlib import Path
+
+
+class UserError(ValueError):
+    """Something the user can put right: the message says what, where and the remedy. Exit 2."""
+
+
+class StageFailed(Exception):
+    """A stage raised; its traceback is in `log`. Exit 1."""
+
+    def __init__(self, message: str, log: Path):
+        super().__init__(f"{message}\nthe full traceback is in {log}")
+        self.log = log
+
+
+class Stopped(BaseException):
+    """SIGINT or SIGTERM. No Exception (as KeyboardInterrupt), so that no stage swallows it. Exit 75."""

@@ -1,0 +1,45 @@
+"""Where a stage runs. The stage functions are the same under every launcher."""
+
+import os
+import random
+import sys
+from collections.abc import Callable
+from typing import Protocol
+
+from loop.config import CampaignConfig
+from loop.stages import Stage, StageContext
+
+
+class Launcher(Protocol):
+    def launch(self, stage: Stage, context: StageContext) -> None:
+        """Run the stage to its end. Raises whatever the stage raises."""
+        ...
+
+
+class InlineLauncher:
+    """In this process, one stage after the other."""
+
+    def __init__(self, config: CampaignConfig):
+        if config.threads is None:
+            return
+        # The libraries read these when they are first imported, which no stage has done yet.
+        os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(config.threads)
+        if torch := sys.modules.get("torch"):
+            torch.set_num_threads(config.threads)
+
+    def launch(self, stage: Stage, context: StageContext) -> None:
+        function = stage.resolve()
+        _seed_libraries(context.seed)  # after the import: a resumed process then draws as this one does
+        function(context)
+
+
+def _seed_libraries(seed: int) -> None:
+    """The global generators of the libraries that are loaded: no stage sees what an earlier one drew."""
+    random.seed(seed)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(seed)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(seed)
+
+
+LAUNCHERS: dict[str, Callable[[CampaignConfig], Launcher]] = {"inline": InlineLauncher}

@@ -1,0 +1,154 @@
+"""What the user sees while a campaign runs: a bar with ETA for each stage, a table row after each round.
+
+On a terminal the bars are drawn by rich; elsewhere (a log, CI) the same facts are printed as plain lines.
+"""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from loop.curves import read_metrics
+
+SECONDS_BETWEEN_LINES = 15.0
+COLUMNS = {  # table column → metric of evaluate
+    "oracle total": "oracle_total",
+    "win rate vs base": "win_rate_vs_base",
+    "fool rate": "fool_rate",
+    "motion": "motion_magnitude",
+    "judge accuracy": "judge_accuracy",
+}
+HEADER = ("round", *COLUMNS, "kept?")
+
+
+class Progress(Protocol):
+    """What a stage reports. `start` may be called again for a next phase; units are words such as "clips"."""
+
+    def start(self, total: int, unit: str) -> None: ...
+    def advance(self, n: int = 1) -> None: ...
+    def done(self) -> None: ...
+
+
+class BarProgress:
+    """One stage as bars on a terminal."""
+
+    def __init__(self, label: str, bars: Bars):
+        self._label = label
+        self._bars = bars
+        self._task = bars.add_task(label, total=None, unit="")
+
+    def start(self, total: int, unit: str) -> None:
+        self._bars.reset(self._task, total=total, description=f"{self._label}: {unit}")
+
+    def advance(self, n: int = 1) -> None:
+        self._bars.advance(self._task, n)
+
+    def done(self) -> None:
+        task = self._bars.tasks[self._task]
+        self._bars.update(self._task, total=task.total or 1, completed=task.total or 1)
+        self._bars.stop_task(self._task)
+
+
+class LineProgress:
+    """One stage as plain lines: at the start of each phase, every few seconds, and at the end."""
+
+    def __init__(self, label: str, console: Console):
+        self._label, self._console = label, console
+        self._began = self._phase_began = self._printed = time.monotonic()
+        self._total = self._count = 0
+        self._unit = ""
+        self._print(f"{label} …")
+
+    def start(self, total: int, unit: str) -> None:
+        self._total, self._count, self._unit = total, 0, unit
+        self._phase_began = time.monotonic()
+        self._print(f"{self._label}: 0/{total} {unit}")
+
+    def advance(self, n: int = 1) -> None:
+        self._count += n
+        now = time.monotonic()
+        if now - self._printed < SECONDS_BETWEEN_LINES or self._count == 0:
+            return
+        left = (now - self._phase_began) / self._count * max(self._total - self._count, 0)
+        self._print(f"{self._label}: {self._count}/{self._total} {self._unit}, about {_duration(left)} left")
+
+    def done(self) -> None:
+        self._print(f"{self._label}: done in {_duration(time.monotonic() - self._began)}")
+
+    def _print(self, line: str) -> None:
+        self._printed = time.monotonic()
+        self._console.print(line, markup=False, highlight=False)
+
+
+class Display:
+    """The output of one campaign, on stderr so that stdout stays free for data."""
+
+    def __init__(self, rounds: int, console: Console | None = None):
+        self.console = console or Console(stderr=True)
+        self._rounds = rounds
+        self._bars: Bars | None = None
+        self._header_due = True
+        self._warned: set[str] = set()
+
+    def stage(self, round: int, stage: str) -> Progress:
+        """Progress of the stage that starts now."""
+        label = f"round {round}/{self._rounds} {stage}"
+        if not self.console.is_terminal:
+            return LineProgress(label, self.console)
+        if self._bars is None:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+            )
+            self._bars = Bars(*columns, TextColumn("ETA"), TimeRemainingColumn(), console=self.console)
+            self._bars.start()
+        return BarProgress(label, self._bars)
+
+    def end_round(self, round: int, evaluate: Path, gate: Path | None) -> None:
+        """Print the table row of a round; its bars stay above it."""
+        self.close()
+        if self._header_due:
+            self.say("  ".join(HEADER))
+            self._header_due = False
+        cells = round_row(round, evaluate, gate)
+        self.say("  ".join(cell.rjust(len(name)) for cell, name in zip(cells, HEADER, strict=True)))
+
+    def say(self, line: str) -> None:
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            self.say(f"warning: {message}")
+
+    def close(self) -> None:
+        """Stop drawing; the bars remain on the terminal as they are."""
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+
+
+def round_row(round: int, evaluate: Path, gate: Path | None) -> tuple[str, ...]:
+    """The table row of one round as text; "–" where a metric was not measured."""
+    values = _overall(read_metrics(evaluate))
+    numbers = [f"{values[metric]:.3f}" if metric in values else "–" for metric in COLUMNS.values()]
+    kept = (
+        "base" if gate is None else ("yes" if json.loads((gate / "gate.json").read_text())["keep"] else "no")
+    )
+    return (str(round), *numbers, kept)
+
+
+def _overall(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    return {row["metric"]: row["value"] for row in rows if row["category"] == "" and row["value"] is not None}
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s" if seconds < 10 else f"{rest} s"

@@ -1,0 +1,180 @@
+"""Reads what a run directory holds: committed artefacts only, None or [] for what is not there yet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+from loop.curves import read_curves
+from loop.errors import UserError
+from loop.stages import plan
+from loop.store import MANIFEST, Store
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One campaign's directory. Cheap to make; tables are read when asked for."""
+
+    path: Path
+    config: dict[str, Any]  # resolved.json, {} if it was never written
+    given: str  # campaign.yaml as given, "" if it was never written
+
+    @property
+    def name(self) -> str:
+        return str(self.config.get("name") or self.path.name)
+
+    @property
+    def rounds_wanted(self) -> int | None:
+        wanted = self.config.get("rounds")
+        return int(wanted) if wanted is not None else None
+
+    @property
+    def rounds(self) -> list[int]:
+        """Round numbers with at least one committed artefact, ascending."""
+        return sorted({number for number, _, _ in self.artefacts()})
+
+    def artefacts(self) -> Iterator[tuple[int, str, Path]]:
+        """(round, stage, directory) of every committed artefact, in order."""
+        for folder in sorted(self.path.glob("round-*")):
+            number = folder.name.removeprefix("round-")
+            if number.isdigit():
+                for manifest in sorted(folder.glob(f"*/{MANIFEST}")):
+                    if not manifest.parent.name.startswith("."):
+                        yield int(number), manifest.parent.name, manifest.parent
+
+    def artefact(self, number: int, stage: str) -> Path | None:
+        """The committed artefact's directory; the manifest's presence is the commit."""
+        folder = self.path / f"round-{number:03d}" / stage
+        return folder if (folder / MANIFEST).is_file() else None
+
+    def json(self, number: int, stage: str, file: str) -> Row | None:
+        """A JSON object of an artefact. Raises UserError naming the file if it does not parse."""
+        folder = self.artefact(number, stage)
+        return _read_json(folder / file) if folder and (folder / file).is_file() else None
+
+    def table(self, number: int, stage: str, file: str, columns: Sequence[str] | None = None) -> list[Row]:
+        """Rows of a parquet table; columns that an older run lacks are left out of the rows."""
+        table = self.arrow(number, stage, file, columns)
+        return [] if table is None else table.to_pylist()
+
+    def arrow(
+        self, number: int, stage: str, file: str, columns: Sequence[str] | None = None
+    ) -> pa.Table | None:
+        """The same as an Arrow table, for counting without a Python object per row."""
+        folder = self.artefact(number, stage)
+        return _read_parquet(folder / file, columns) if folder and (folder / file).is_file() else None
+
+    def kept(self, number: int) -> bool | None:
+        """Whether the round's generator was kept; the base is, an undecided round is None."""
+        if number == 0:
+            return True
+        decision = self.json(number, "gate", "gate.json")
+        return None if decision is None else bool(decision.get("keep"))
+
+    def last_kept(self) -> int:
+        return max((number for number in self.rounds if self.kept(number)), default=0)
+
+    def next_stage(self) -> tuple[int, str] | None:
+        """The first stage that is not committed yet; None when every wanted round is complete."""
+        wanted = self.rounds_wanted
+        steps = plan(wanted if wanted is not None else max(self.rounds, default=0))
+        return next((step for step in steps if self.artefact(*step) is None), None)
+
+    @cached_property
+    def metrics(self) -> list[Row]:
+        """All rounds' metric rows over all categories that have a finite value, with `kept`."""
+        return [row for row in read_curves(self.path) if is_number(row.get("value"))]
+
+    def metric(self, name: str, number: int) -> Row | None:
+        """The all-categories row of one metric in one round, from the report part where parts differ."""
+        rows = [row for row in self.metrics if row["metric"] == name and row["round"] == number]
+        return min(rows, key=lambda row: row.get("part") != "report", default=None)
+
+    @cached_property
+    def events(self) -> list[Row]:
+        return Store(self.path).events()
+
+    def seconds(self) -> dict[tuple[int, str], float]:
+        """Wall time per (round, stage), of the attempt that committed it."""
+        return {
+            (event["round"], event["stage"]): float(event["seconds"])
+            for event in self.events
+            if event["event"] == "stage_committed"
+        }
+
+    def state(self) -> str:
+        """done, running, failed, stopped or unfinished (killed, or before its first end)."""
+        if self.next_stage() is None:
+            return "done"
+        if Store(self.path).is_locked():
+            return "running"
+        ends = [event["event"] for event in self.events if event["event"].startswith("campaign_")]
+        last = ends[-1] if ends else ""
+        return {"campaign_failed": "failed", "campaign_stopped": "stopped"}.get(last, "unfinished")
+
+    def versions(self) -> dict[str, str]:
+        """Package versions as the manifests recorded them; several values where attempts differed."""
+        seen: dict[str, list[str]] = {}
+        for _, _, folder in self.artefacts():
+            manifest = _read_json(folder / MANIFEST)
+            for package, version in manifest.get("environment", {}).items():
+                if version is not None and str(version) not in seen.setdefault(str(package), []):
+                    seen[str(package)].append(str(version))
+        return {package: ", then ".join(values) for package, values in sorted(seen.items())}
+
+
+def read_run(path: Path) -> Run:
+    """Opens a run directory. Raises UserError if the folder is missing or is no run."""
+    if not path.is_dir():
+        raise UserError(f"{path}: no such run directory; `retake run CONFIG --dir DIR` makes one")
+    resolved, given = path / "resolved.json", path / "campaign.yaml"
+    if not resolved.is_file() and not given.is_file() and not any(path.glob("round-*")):
+        raise UserError(
+            f"{path}: not a run directory (no resolved.json and no round-000); name one of runs/NAME"
+        )
+    return Run(
+        path=path,
+        config=_read_json(resolved) if resolved.is_file() else {},
+        given=given.read_text(encoding="utf-8", errors="replace") if given.is_file() else "",
+    )
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """A finite int or float: null and NaN are neither drawn nor averaged."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
+
+
+def _read_json(path: Path) -> Row:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: not readable as JSON ({error}); restore the file or redo its stage"
+        ) from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds a {type(value).__name__} where a JSON object belongs; redo its stage")
+    return value
+
+
+def _read_parquet(path: Path, columns: Sequence[str] | None) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        # ParquetFile reads this file alone; read_table would take the folder's names for partitions
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            return file.read(columns=None if columns is None else [c for c in columns if c in names])
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(
+            f"{path}: not readable as parquet ({error}); restore the file or redo its stage"
+        ) from error

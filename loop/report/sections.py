@@ -1,0 +1,230 @@
+"""The remaining sections: header, summary, decisions, pairs, time and configuration."""
+
+from __future__ import annotations
+
+import json
+
+from loop.report import tables
+from loop.report.charts import interval, number
+from loop.report.collect import Row, Run, is_number
+from loop.report.judged import gate_interval
+from loop.report.markup import Html, element, join
+from loop.stages import STAGES
+
+
+def status(run: Run) -> tuple[str, str]:
+    """(state, what the pill says)."""
+    state, upcoming = run.state(), run.next_stage()
+    if upcoming is None:
+        return state, "complete"
+    place = f"round {upcoming[0]}, {upcoming[1].replace('_', ' ')}"
+    return state, f"{state} in {place}" if state in ("failed", "running") else f"{state}, next is {place}"
+
+
+def header(run: Run) -> Html:
+    kind, told = status(run)
+    wanted = run.rounds_wanted
+    done = sum(1 for r in run.rounds if r and run.kept(r) is not None)
+    facts = [
+        ("seed", str(run.config.get("seed", "–"))),
+        ("rounds", f"{done} of {wanted}" if wanted is not None else str(done)),
+        ("config", str(run.path / "campaign.yaml")),
+    ]
+    spent = sum(run.seconds().values())
+    if spent:
+        facts.insert(2, ("time", tables.duration(spent)))
+    return element(
+        "header",
+        element("p", "retake · campaign report", _class="eyebrow"),
+        element("div", element("h1", run.name), element("span", told, _class=f"pill {kind}"), _class="name"),
+        element(
+            "dl",
+            *(element("div", element("dt", name), element("dd", value)) for name, value in facts),
+            _class="facts",
+        ),
+    )
+
+
+def summary(run: Run) -> Html:
+    """The outcome in one sentence: from the base to the last kept round, with its interval."""
+    decided = [r for r in run.rounds if r and run.kept(r) is not None]
+    kept = [r for r in decided if run.kept(r)]
+    last = run.last_kept()
+    base, end = run.metric("oracle_total", 0), run.metric("oracle_total", last)
+    rounds = f"{len(decided)} round{'' if len(decided) == 1 else 's'}"
+    if base is None and run.metric("win_rate_vs_base", last) is None:
+        return element("p", "Nothing has been evaluated yet.", _class="summary")
+    if last == 0:
+        level = f": the oracle total of the base is {_level(base)}" if base else ""
+        told = (
+            f"After {rounds} no update was kept and the base is still in force"
+            if decided
+            else "No update is done yet"
+        )
+        return element("p", f"{told}{level}.", _class="summary")
+    start = f"After {rounds}, {len(kept)} kept"
+    if base is None or end is None:
+        rate = run.metric("win_rate_vs_base", last)
+        told = (
+            ""
+            if rate is None
+            else (f"the judge prefers round {last} to the base in {_percent(rate)} of comparisons, ties half")
+        )
+        return element("p", join(start, ", ", told, "."), _class="summary")
+    return element(
+        "p",
+        f"{start}, the oracle total {_went(base, end)} from ",
+        element("b", _level(base)),
+        " for the base to ",
+        element("b", _level(end)),
+        f" in round {last}, the last one kept",
+        ", and the two intervals overlap" if _overlap(base, end) else "",
+        "; in brackets, 95 % intervals." if interval(end.get("low"), end.get("high")) else ".",
+        _class="summary",
+    )
+
+
+def decisions(run: Run) -> Html | None:
+    """Both gates of every round, with the reason each of them wrote."""
+    rows = []
+    for r in run.rounds:
+        judge, generator = run.json(r, "judge_gate", "gate.json"), run.json(r, "gate", "gate.json")
+        if judge is not None:
+            rows.append(
+                [
+                    f"round {r}",
+                    "judge",
+                    _verdict(bool(judge.get("use")), "in use", "refused"),
+                    _share(judge.get("accuracy")),
+                    gate_interval(judge),
+                    judge.get("reason") or "",
+                ]
+            )
+        if generator is not None:
+            rows.append(
+                [
+                    f"round {r}",
+                    "generator",
+                    _verdict(bool(generator.get("keep")), "kept", "rolled back"),
+                    _share(generator.get("win_rate")),
+                    gate_interval(generator),
+                    generator.get("reason") or "",
+                ]
+            )
+    if not rows:
+        return None
+    lead = "The judge is measured by its accuracy on held-out known answers, the generator by its win rate."
+    return join(
+        element("p", lead, _class="lead"),
+        tables.plain(("", "gate", "decision", "measured", "95 % interval", "reason"), rows, numeric=(3, 4)),
+    )
+
+
+def pairs(run: Run) -> Html | None:
+    """Pairs kept by source and dropped by reason."""
+    rounds = [r for r in run.rounds if run.artefact(r, "pair")]
+    if not rounds:
+        return None
+    kept: dict[str, dict[int, float]] = {}
+    dropped: dict[str, dict[int, float]] = {}
+    for r in rounds:
+        for row in run.table(r, "pair", "pairs.parquet", ("source",)):
+            line = kept.setdefault(str(row["source"]), {})
+            line[r] = line.get(r, 0) + 1
+        for row in run.table(r, "pair", "drops.parquet", ("source", "reason", "count")):
+            line = dropped.setdefault(f"{str(row['reason']).replace('_', ' ')} · {row['source']}", {})
+            line[r] = line.get(r, 0) + row["count"]
+    return element(
+        "div",
+        tables.over_rounds(
+            dict(sorted(kept.items())), rounds, "kept, by source", show=tables.count, colour=3, total=True
+        ),
+        tables.over_rounds(
+            dict(sorted(dropped.items())),
+            rounds,
+            "dropped, by reason",
+            show=tables.count,
+            colour=6,
+            total=True,
+        ),
+        _class="two",
+    )
+
+
+def time(run: Run) -> Html | None:
+    """Wall time per stage and round."""
+    seconds = run.seconds()
+    if not seconds:
+        return None
+    rounds, ran = sorted({r for r, _ in seconds}), {stage for _, stage in seconds}
+    rows = {
+        stage.replace("_", " "): {r: seconds[r, stage] for r in rounds if (r, stage) in seconds}
+        for stage in STAGES
+        if stage in ran
+    }
+    return tables.over_rounds(rows, rounds, "stage", show=tables.duration, colour=1, total=True)
+
+
+def configuration(run: Run) -> Html:
+    """Exactly what ran: the resolved config, the file as given, and package versions."""
+    versions = run.versions()
+    blocks = [
+        element(
+            "details",
+            element("summary", "Resolved configuration"),
+            element("pre", json.dumps(run.config, indent=2, ensure_ascii=False)),
+        )
+        if run.config
+        else None,
+        element("details", element("summary", "campaign.yaml as given"), element("pre", run.given))
+        if run.given
+        else None,
+        element(
+            "details",
+            element("summary", f"Package versions ({len(versions)})"),
+            element(
+                "dl",
+                *(
+                    element("div", element("dt", name), element("dd", version))
+                    for name, version in versions.items()
+                ),
+                _class="versions",
+            ),
+        )
+        if versions
+        else None,
+    ]
+    if not any(blocks):
+        return element("p", "Neither resolved.json nor campaign.yaml is in the run directory.", _class="lead")
+    return join(*blocks)
+
+
+def _verdict(good: bool, yes: str, no: str) -> Html:
+    return element("span", yes if good else no, _class="mark good" if good else "mark bad")
+
+
+def _share(value: object) -> str:
+    return number(float(value)) if is_number(value) else "–"
+
+
+def _overlap(one: Row, other: Row) -> bool:
+    bounds = [row.get(side) for row in (one, other) for side in ("low", "high")]
+    return all(map(is_number, bounds)) and one["low"] <= other["high"] and other["low"] <= one["high"]
+
+
+def _went(base: Row, end: Row) -> str:
+    """Rose or fell only where the intervals say so."""
+    if _overlap(base, end):
+        return "went"
+    return "rose" if end["value"] > base["value"] else "fell"
+
+
+def _level(row: Row) -> str:
+    bounds = interval(row.get("low"), row.get("high"))
+    return number(float(row["value"])) + (f" ({bounds})" if bounds else "")
+
+
+def _percent(row: Row) -> str:
+    low, high = row.get("low"), row.get("high")
+    told = f" ({100 * low:.0f} to {100 * high:.0f} %)" if is_number(low) and is_number(high) else ""
+    return f"{100 * row['value']:.0f} %{told}"

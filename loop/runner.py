@@ -1,0 +1,146 @@
+"""Runs one stage: skip it if it is committed, else check, launch, commit, and log what happened."""
+
+import contextlib
+import errno
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from loop.config import CampaignConfig, changed_keys
+from loop.errors import StageFailed, UserError
+from loop.launchers import LAUNCHERS
+from loop.progress import Display
+from loop.stages import Stage, StageContext, derive_seed, plan
+from loop.store import Store, environment, fingerprint, read_manifest
+
+USER_STAGES = ("prepare",)  # reads what the user gave: its ValueErrors are about that, not about our code
+
+
+class StageRunner:
+    def __init__(self, config: CampaignConfig, store: Store, stages: Mapping[str, Stage], display: Display):
+        self.config, self.store, self.stages, self.display = config, store, stages, display
+        self.launcher = LAUNCHERS[config.launch.type](config)
+        self.environment = environment(config.threads)
+        self.attempt: Path | None = None
+
+    def check_existing(self) -> None:
+        """Compare everything committed with this config, before anything is written.
+
+        Raises UserError naming the keys that changed, or the file that is damaged.
+        """
+        differing: dict[str, None] = {}
+        for round, name in plan(self.config.rounds):
+            self.store.finish_interrupted(round, name)
+            artefact = self.store.artefact(round, name)
+            manifest = read_manifest(artefact)
+            if manifest is None:
+                continue
+            self.store.check_sizes(artefact, manifest)
+            for key in changed_keys(manifest.config, self.config.part(self.stages[name].config)):
+                differing[f"  {key}, used by {artefact.relative_to(self.store.root)}"] = None
+            # Bytes may now differ from an uninterrupted run; the run stays valid.
+            for key in changed_keys(manifest.environment, self.environment):
+                self.display.warn_once(f"this run was begun with another {key}")
+        if differing:
+            raise UserError(
+                f"{self.store.root} was begun with another config:\n"
+                + "\n".join(differing)
+                + "\nrevert these keys to continue the run, or choose another --dir (or name) for a new one"
+            )
+
+    def run(self, round: int, name: str, **inputs: Path | None) -> Path:
+        """The committed artefact of a stage, made now if need be. None = this input does not exist yet."""
+        stage = self.stages[name]
+        given = {key: path for key, path in inputs.items() if path is not None}
+        stage.check_inputs(given)
+        config = self.config.part(stage.config)
+        prints = {key: self._fingerprint_of(path) for key, path in given.items()}
+        mark = fingerprint(name, round, config, prints)
+        artefact = self.store.artefact(round, name)
+        manifest = read_manifest(artefact)
+        if manifest is not None:
+            if manifest.fingerprint != mark:
+                raise UserError(
+                    f"{artefact} was made from other inputs than the ones now in force; move it and "
+                    "the later artefacts away and run the same command, or choose another --dir"
+                )
+            return artefact
+        self.store.require_space(self.config.launch.min_free_gb)
+        for path in given.values():
+            self.store.check_hashes(path)
+        with self._reporting(round, name) as log:
+            work = self.store.begin(round, name, mark)
+            progress = self.display.stage(round, name)
+            seed = derive_seed(self.config.seed, round, name)
+            self.launcher.launch(stage, StageContext(self.config, round, given, work, seed, progress, log))
+            self.store.commit(work, round, name, mark, config, prints, self.environment)
+            progress.done()
+        return artefact
+
+    def _fingerprint_of(self, artefact: Path) -> str:
+        manifest = read_manifest(artefact)
+        assert manifest is not None, f"{artefact} is an input but not committed"
+        return manifest.fingerprint
+
+    @contextlib.contextmanager
+    def _reporting(self, round: int, name: str) -> Iterator[logging.Logger]:
+        """Events and the log file around a stage; what it raises becomes a UserError or a StageFailed."""
+        self.attempt = self.attempt or self.store.begin_attempt()
+        path = self.attempt / f"{round:03d}-{name}.log"
+        began = time.monotonic()
+        self.store.event("stage_started", round=round, stage=name, log=str(path.relative_to(self.store.root)))
+        outcome = "stage_stopped"
+        with _log_to(path, self.display) as log:
+            try:
+                yield log
+                outcome = "stage_committed"
+            except Exception as error:
+                outcome = "stage_failed"
+                log.debug("the stage raised", exc_info=True)  # debug: for the file, not for the screen
+                if isinstance(error, UserError):
+                    raise
+                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise UserError(
+                        f"no disk space left during {name}: {error}; free some and run the same command again"
+                    ) from error
+                if isinstance(error, ValueError) and name in USER_STAGES:
+                    raise UserError(str(error)) from error
+                reason = f"{type(error).__name__}: {error}"
+                raise StageFailed(f"stage {name} of round {round} failed: {reason}", path) from error
+            finally:
+                seconds = time.monotonic() - began
+                with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
+                    self.store.event(outcome, round=round, stage=name, seconds=seconds)
+
+
+@contextlib.contextmanager
+def _log_to(path: Path, display: Display) -> Iterator[logging.Logger]:
+    """Everything that any library logs goes to the file; warnings of the stage itself also to the screen."""
+    file = logging.FileHandler(path, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    screen = _ScreenHandler(display)
+    root, log = logging.getLogger(), logging.getLogger("retake")
+    level = root.level
+    root.addHandler(file)
+    log.addHandler(screen)
+    root.setLevel(logging.INFO)
+    log.setLevel(logging.DEBUG)
+    logging.captureWarnings(True)
+    try:
+        yield log
+    finally:
+        logging.captureWarnings(False)
+        root.setLevel(level)
+        root.removeHandler(file)
+        log.removeHandler(screen)
+        file.close()
+
+
+class _ScreenHandler(logging.Handler):
+    def __init__(self, display: Display):
+        super().__init__(logging.WARNING)
+        self._display = display
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._display.say(f"{record.levelname.lower()}: {record.getMessage()}")

@@ -1,0 +1,105 @@
+"""Where a run stands, read from its directory without touching it."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from loop.errors import UserError
+from loop.stages import plan
+from loop.store import Store, read_manifest
+
+State = Literal["running", "done", "stopped", "failed", "interrupted"]
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """seconds: of the attempt that committed the stage; None where the event log does not say."""
+
+    round: int
+    stage: str
+    state: Literal["committed", "running", "failed", "pending"]
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Status:
+    """generator_in_force, judge_in_force: the round they come from; 0 = the base and the configured judge."""
+
+    name: str
+    directory: str
+    state: State
+    rounds: int
+    rounds_done: int
+    generator_in_force: int
+    judge_in_force: int
+    reason: str
+    stages: list[StageStatus]
+
+    def as_json(self) -> str:
+        return json.dumps(asdict(self), indent=2)
+
+
+def find_run(run: str) -> Path:
+    """The run directory given as a path, or as a name under runs/. Raises UserError if it is no run."""
+    for folder in (Path(run), Path("runs") / run):
+        if (folder / "resolved.json").is_file():
+            return folder
+    if Path(run).is_dir():
+        raise UserError(f"{run} is not a run directory: it has no resolved.json")
+    known = sorted(path.parent.name for path in Path("runs").glob("*/resolved.json"))
+    raise UserError(f"there is no run {run}; runs here: {', '.join(known) or 'none'}")
+
+
+def read_status(root: Path) -> Status:
+    store = Store(root)
+    resolved = json.loads((root / "resolved.json").read_text(encoding="utf-8"))
+    events = store.events()
+    running = store.is_locked()
+    stages = [_stage(store, events, running, *step) for step in plan(resolved["rounds"])]
+    ends = [event for event in events if event["event"].startswith("campaign_")]
+    last: dict[str, Any] = ends[-1] if ends else {}
+    gates = [stage.round for stage in stages if stage.stage == "gate" and stage.state == "committed"]
+    return Status(
+        name=resolved["name"],
+        directory=str(root),
+        state=_state(last.get("event"), running, stages),
+        rounds=resolved["rounds"],
+        rounds_done=max(gates, default=0),
+        generator_in_force=_in_force(store, resolved["rounds"], "gate", "keep"),
+        judge_in_force=_in_force(store, resolved["rounds"], "judge_gate", "use"),
+        reason=last.get("reason", ""),
+        stages=stages,
+    )
+
+
+def _stage(store: Store, events: list[dict[str, Any]], running: bool, round: int, name: str) -> StageStatus:
+    last: dict[str, Any] = {}
+    seconds = None
+    for event in events:
+        if event.get("round") == round and event.get("stage") == name:
+            last = event
+            if event["event"] == "stage_committed":
+                seconds = event["seconds"]
+    if read_manifest(store.artefact(round, name)) is not None:
+        return StageStatus(round, name, "committed", seconds)
+    if running and last.get("event") == "stage_started":
+        return StageStatus(round, name, "running", None)
+    return StageStatus(round, name, "failed" if last.get("event") == "stage_failed" else "pending", None)
+
+
+def _state(last: str | None, running: bool, stages: list[StageStatus]) -> State:
+    if running:
+        return "running"
+    if all(stage.state == "committed" for stage in stages):
+        return "done"
+    endings: dict[str | None, State] = {"campaign_stopped": "stopped", "campaign_failed": "failed"}
+    return endings.get(last, "interrupted")
+
+
+def _in_force(store: Store, rounds: int, stage: str, key: str) -> int:
+    for round in range(rounds, 0, -1):
+        gate = store.artefact(round, stage)
+        if read_manifest(gate) is not None and json.loads((gate / "gate.json").read_text())[key]:
+            return round
+    return 0

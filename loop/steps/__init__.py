@@ -1,0 +1,1 @@
+"""The stage functions: each turns committed artefacts into one new artefact."""

@@ -1,0 +1,55 @@
+"""What several stage functions need: loading the generator, reading tables, naming clips."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from generator.models.base import VideoModel, load_model
+from loop.models import resolve_model
+from loop.stages import StageContext
+
+
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_generator(ctx: StageContext, update: Path | None) -> VideoModel:
+    """The configured generator with the checkpoint of an update artefact, or the base if there is none."""
+    config = ctx.config.generator
+    config = config.model_copy(update={"model": resolve_model(config.model, "generator.model")})
+    return load_model(config, update / "checkpoint" if update else None, device())
+
+
+def read_table(path: Path) -> list[dict[str, Any]]:
+    return pq.read_table(path).to_pylist()
+
+
+def write_table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> None:
+    """Rows as Parquet, whole or not at all."""
+    temporary = path.with_suffix(".part")
+    pq.write_table(pa.Table.from_pylist([dict(r) for r in rows], schema=schema), temporary)
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    os.replace(temporary, path)
+
+
+def clip_paths(ctx: StageContext, *artefacts: str) -> dict[str, Path]:
+    """File of every anchor and take by id, over the named input artefacts."""
+    paths: dict[str, Path] = {}
+    for name in artefacts:
+        folder = ctx.inputs[name]
+        table, key = ("anchors.parquet", "anchor_id") if name == "prepare" else ("takes.parquet", "take_id")
+        paths |= {row[key]: folder / row["file"] for row in read_table(folder / table)}
+    return paths

@@ -1,0 +1,160 @@
+"""Asking a judge many questions in shards that survive a kill, and the tables of what it said."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from loop.models import resolve_model
+from loop.stages import StageContext
+from loop.steps.common import read_table, write_table
+from loop.steps.questions import StoredClip
+from reward.config import JudgeConfig
+from reward.judge import Judge, check_votes, load_judge
+from reward.question import Question, Vote, answers_json
+from reward.sides import Source
+from reward.voting import Verdict, fold, make_asks
+
+VOTES = pa.schema(
+    [
+        ("question_id", pa.string()),
+        ("kind", pa.string()),
+        ("segment", pa.int64()),
+        ("prompt", pa.string()),
+        ("first_id", pa.string()),
+        ("second_id", pa.string()),
+        ("swapped", pa.bool_()),
+        ("ballot", pa.int64()),
+        ("seed", pa.int64()),
+        ("answers", pa.string()),
+        ("reasoning", pa.string()),
+        ("log_probability", pa.float64()),
+        ("abstention", pa.string()),
+    ]
+)
+VERDICTS = pa.schema(
+    [
+        ("question_id", pa.string()),
+        ("kind", pa.string()),
+        ("segment", pa.int64()),
+        ("prompt", pa.string()),
+        ("first_id", pa.string()),
+        ("second_id", pa.string()),
+        ("dimension", pa.string()),
+        ("p_first", pa.float64()),
+        ("p_second", pa.float64()),
+        ("p_tie", pa.float64()),
+        ("score", pa.float64()),
+        ("mode", pa.string()),
+        ("entropy", pa.float64()),
+        ("flip_rate", pa.float64()),
+        ("certainty", pa.float64()),
+        ("calibrated_for", pa.string()),
+        ("num_votes", pa.int64()),
+        ("num_abstentions", pa.int64()),
+    ]
+)
+_SHARD = 64  # questions: a kill costs at most this many
+
+
+def judge_config(ctx: StageContext, trained: Path | None) -> JudgeConfig:
+    """The configured judge with the weights of a train_judge artefact, or its own if there is none."""
+    config = ctx.config.judge
+    if config.model is None:
+        return config
+    model = str(trained / "judge") if trained else resolve_model(config.model, "judge.model")
+    return config.model_copy(update={"model": model})
+
+
+def open_judge(ctx: StageContext, trained: Path | None) -> Judge:
+    return load_judge(judge_config(ctx, trained))
+
+
+def ask(ctx: StageContext, judge: Judge, questions: Sequence[Question], num_ballots: int, name: str) -> list[Vote]:
+    """All votes on `questions`, in order. Finished shards are kept in scratch and not asked again."""
+    ctx.progress.start(len(questions), "questions")
+    votes: list[Vote] = []
+    for start in range(0, len(questions), _SHARD):
+        shard = questions[start : start + _SHARD]
+        path = ctx.scratch / f"{name}-{start:06d}.json"
+        if path.exists():
+            votes += [Vote(**row) for row in json.loads(path.read_text())]
+        else:
+            asks = [a for q in shard for a in make_asks(q, num_ballots)]
+            got = check_votes(asks, judge.vote(asks), type(judge).__name__)
+            temporary = path.with_suffix(".part")
+            temporary.write_text(json.dumps([vars(v) for v in got]))
+            os.replace(temporary, path)
+            votes += got
+        ctx.progress.advance(len(shard))
+    return votes
+
+
+def fold_all(questions: Sequence[Question], votes: Sequence[Vote]) -> list[Verdict]:
+    """One verdict a question, in the questions' order."""
+    by_question: dict[str, list[Vote]] = {q.id: [] for q in questions}
+    for vote in votes:
+        by_question[vote.question_id].append(vote)
+    return [fold(q, by_question[q.id]) for q in questions]
+
+
+def write_votes(path: Path, questions: Sequence[Question], votes: Sequence[Vote]) -> None:
+    about = {q.id: _about(q) for q in questions}
+    rows = [
+        {**about[v.question_id], **vars(v), "answers": answers_json(v.answers)}
+        for v in votes
+    ]
+    write_table(path, rows, VOTES)
+
+
+def write_verdicts(path: Path, questions: Sequence[Question], verdicts: Sequence[Verdict]) -> None:
+    rows = [
+        {**_about(q), "dimension": name, **vars(found), "num_votes": v.num_votes, "num_abstentions": v.num_abstentions}
+        for q, v in zip(questions, verdicts, strict=True)
+        for name, found in v.dimensions.items()
+    ]
+    write_table(path, rows, VERDICTS)
+
+
+def _about(question: Question) -> dict[str, Any]:
+    return {
+        "question_id": question.id,
+        "kind": question.kind,
+        "segment": question.segment,
+        "prompt": question.prompt,
+        "first_id": clip_id(question.first),
+        "second_id": clip_id(question.second),
+    }
+
+
+def clip_id(reader: Any) -> str:
+    """The take or anchor behind a reader; a corrupted anchor has no id, its key without the folder names it."""
+    return reader.clip_id if isinstance(reader, StoredClip) else Path(reader.key).name
+
+
+def known_sources(ctx: StageContext, part: str) -> list[Source]:
+    """The stored anchors of one part as material for known answers."""
+    folder = ctx.inputs["prepare"]
+    return [
+        Source(row["anchor_id"], row["caption"], row["source"], StoredClip(row["anchor_id"], folder / row["file"]))
+        for row in read_table(folder / "anchors.parquet")
+        if row["part"] == part
+    ]
+
+
+def accuracy(verdicts: Sequence[Verdict], answers: Sequence[Mapping[str, str]], dimension: str) -> list[float]:
+    """1 where the most frequent answer is the known one (ties count as an answer), else 0. Without votes: 0."""
+    return [
+        float(v.dimensions[dimension].mode == truth[dimension]) for v, truth in zip(verdicts, answers, strict=True)
+    ]
+
+
+def flip_rate(verdicts: Sequence[Verdict], dimension: str) -> float:
+    """The share of ballots whose two orders contradict each other; NaN without a complete ballot."""
+    rates = [r for v in verdicts if (r := v.dimensions[dimension].flip_rate) is not None]
+    return sum(rates) / len(rates) if rates else float("nan")

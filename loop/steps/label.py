@@ -1,0 +1,70 @@
+"""label: the judge compares takes with takes and with real anchors, blind, in both orders, several times."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from itertools import combinations
+from typing import Any
+
+from loop.stages import StageContext
+from loop.steps.common import clip_paths, read_table, write_json
+from loop.steps.judging import ask, fold_all, open_judge, write_verdicts, write_votes
+from loop.steps.questions import StoredClip, make_question, segment_frames
+from loop.steps.sample import draw
+from reward.certainty import apply, load
+from reward.question import Question
+
+
+def run(ctx: StageContext) -> None:
+    questions = plan_questions(ctx)
+    judge = open_judge(ctx, ctx.inputs.get("judge"))
+    try:
+        votes = ask(ctx, judge, questions, ctx.config.label.voting.num_ballots, "votes")
+        identity = judge.identity()
+    finally:
+        judge.close()
+    calibrators = load(ctx.inputs["judge_gate"] / "calibrators.json")
+    verdicts = [apply(v, calibrators) for v in fold_all(questions, votes)]
+    write_votes(ctx.out / "votes.parquet", questions, votes)
+    write_verdicts(ctx.out / "verdicts.parquet", questions, verdicts)
+    abstentions = sum(v.abstention is not None for v in votes)
+    write_json(ctx.out / "metrics.json", {"judge": identity, "num_votes": len(votes), "num_abstentions": abstentions})
+
+
+def plan_questions(ctx: StageContext) -> list[Question]:
+    """Fresh takes against each other and against an anchor of their caption; guided pairs segment by segment."""
+    takes = read_table(ctx.inputs["sample"] / "takes.parquet")
+    anchors = [a for a in read_table(ctx.inputs["prepare"] / "anchors.parquet") if a["part"] == "train"]
+    paths = clip_paths(ctx, "prepare", "sample")
+    scope = f"{ctx.config.seed}/{ctx.round}/label"
+    dimensions, settings = ctx.config.judge.dimensions, ctx.config.label
+    questions: list[Question] = []
+
+    def add(kind: str, one: str, other: str, take: dict[str, Any], segment: int | None = None, n: int = 0) -> None:
+        start, stop = segment_frames(segment, n) if segment is not None else (0, None)
+        clips = StoredClip(one, paths[one], start, stop), StoredClip(other, paths[other], start, stop)
+        questions.append(
+            make_question(kind, take["prompt"], clips, dimensions, scope=scope, group=take["prompt_id"], segment=segment)
+        )
+
+    fresh: dict[str, list[dict]] = defaultdict(list)
+    guided: dict[str, list[dict]] = defaultdict(list)
+    for take in takes:
+        (fresh[take["prompt_id"]] if take["kind"] == "fresh" else guided[take["anchor_id"]]).append(take)
+    by_caption: dict[str, list[dict]] = defaultdict(list)
+    for anchor in anchors:
+        by_caption[anchor["caption"]].append(anchor)
+    for prompt_takes in fresh.values():
+        for one, other in list(combinations(prompt_takes, 2))[: settings.max_take_pairs_per_prompt]:
+            add("take_take", one["take_id"], other["take_id"], one)
+        real = by_caption[prompt_takes[0]["prompt"]]
+        for take in prompt_takes[: settings.against_real] if real else []:
+            [anchor] = draw(real, 1, ctx.round, ctx.config.seed, f"real {take['take_id']}")
+            add("take_real", take["take_id"], anchor["anchor_id"], take)
+    if settings.segments:
+        facts = json.loads((ctx.inputs["prepare"] / "clip.json").read_text())
+        for one, other in guided.values():
+            for segment in sorted(set(facts["latent_segments"])):
+                add("segment", one["take_id"], other["take_id"], one, segment, facts["frames_per_segment"])
+    return questions

@@ -1,0 +1,192 @@
+"""pair: verdicts become preferences. Every verdict or take that does not make one is counted with its reason."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from loop.config import CampaignConfig
+from loop.stages import StageContext, derive_seed
+from loop.steps.common import read_table, write_json, write_table
+from reward.certainty import why_not_confident
+from reward.config import CertaintyConfig
+from reward.voting import DimensionVerdict, Verdict
+
+PAIRS = pa.schema(
+    [
+        ("pair_id", pa.string()),
+        ("source", pa.string()),
+        ("prompt_id", pa.string()),
+        ("prompt", pa.string()),
+        ("winner_id", pa.string()),
+        ("loser_id", pa.string()),
+        ("signs", pa.list_(pa.int8())),
+        ("weight", pa.float64()),
+        ("certainty", pa.float64()),
+        ("question_id", pa.string()),
+    ]
+)
+DROPS = pa.schema([("source", pa.string()), ("reason", pa.string()), ("count", pa.int64())])
+
+
+@dataclass(frozen=True)
+class Preference:
+    """One training row: which clip wins, by latent frame (+1 winner better, 0 tie, −1 loser better)."""
+
+    source: str
+    prompt_id: str
+    prompt: str
+    winner_id: str
+    loser_id: str
+    signs: list[int]
+    weight: float
+    certainty: float
+    question_id: str
+
+    @property
+    def pair_id(self) -> str:
+        return f"{self.source}-{self.winner_id}-over-{self.loser_id}"
+
+
+def run(ctx: StageContext) -> None:
+    verdicts = [v for v in read_table(ctx.inputs["label"] / "verdicts.parquet") if v["dimension"] == "overall"]
+    takes = {t["take_id"]: t for t in read_table(ctx.inputs["sample"] / "takes.parquet")}
+    latent_segments = json.loads((ctx.inputs["prepare"] / "clip.json").read_text())["latent_segments"]
+    preferences, drops = make_preferences(verdicts, takes, latent_segments, ctx.config, ctx.seed)
+    rows = [{**vars(p), "pair_id": p.pair_id} for p in preferences]
+    write_table(ctx.out / "pairs.parquet", rows, PAIRS)
+    counted = [{"source": s, "reason": r, "count": n} for (s, r), n in sorted(drops.items())]
+    write_table(ctx.out / "drops.parquet", counted, DROPS)
+    kept = Counter(p.source for p in preferences)
+    write_json(ctx.out / "metrics.json", {"kept": dict(sorted(kept.items())), "dropped": sum(drops.values())})
+
+
+def make_preferences(
+    verdicts: list[dict[str, Any]],
+    takes: dict[str, dict[str, Any]],
+    latent_segments: list[int],
+    config: CampaignConfig,
+    seed: int,
+) -> tuple[list[Preference], Counter[tuple[str, str]]]:
+    """All preferences of a round, and how many were dropped by (source, reason)."""
+    drops: Counter[tuple[str, str]] = Counter()
+    found = [
+        *_fresh(verdicts, takes, len(latent_segments), config, drops),
+        *_guided(verdicts, takes, latent_segments, config, drops),
+        *_real(verdicts, takes, len(latent_segments), config, drops),
+    ]
+    kept: list[Preference] = []
+    for source in ("fresh", "guided", "real"):
+        settings = getattr(config.pair.sources, source)
+        rows = sorted((p for p in found if p.source == source), key=lambda p: (-p.certainty, p.pair_id))
+        most = len(rows) if settings.max is None else settings.max
+        drops[source, "over_the_source_limit"] += len(rows[most:])
+        kept += [replace(p, weight=p.weight * settings.weight) for p in rows[:most] if settings.weight > 0]
+        if settings.weight == 0:
+            drops[source, "source_switched_off"] += len(rows[:most])
+    if config.pair.control == "random_labels":
+        kept = _random_labels(kept, seed)
+    return kept, +drops
+
+
+def _fresh(verdicts: list[dict], takes: dict, num_latents: int, config: CampaignConfig, drops: Counter) -> Iterator[Preference]:
+    by_prompt: dict[str, list[dict]] = defaultdict(list)
+    for v in verdicts:
+        if v["kind"] == "take_take" and takes[v["first_id"]]["kind"] == "fresh":
+            by_prompt[takes[v["first_id"]]["prompt_id"]].append(v)
+    for asked in by_prompt.values():
+        chosen = asked if config.pair.strategy == "all" else [_best_against_worst(asked)]
+        drops["fresh", "not_best_against_worst"] += len(asked) - len(chosen)
+        for v in chosen:
+            reason = _why_not(v, config.certainty)
+            if reason:
+                drops["fresh", reason] += 1
+            else:
+                yield _whole_clip("fresh", v, takes[v["first_id"]], num_latents)
+
+
+def _best_against_worst(asked: list[dict]) -> dict:
+    """The verdict between the takes with the highest and the lowest mean score, or the widest one if not asked."""
+    scores: dict[str, list[float]] = defaultdict(list)
+    for v in asked:
+        scores[v["first_id"]].append(v["score"])
+        scores[v["second_id"]].append(1 - v["score"])
+    rank = {take: float(np.mean(s)) for take, s in scores.items()}
+    return max(asked, key=lambda v: (abs(rank[v["first_id"]] - rank[v["second_id"]]), v["question_id"]))
+
+
+def _guided(
+    verdicts: list[dict], takes: dict, latent_segments: list[int], config: CampaignConfig, drops: Counter
+) -> Iterator[Preference]:
+    """Pairs of one anchor with a sign for each latent frame from its segment's verdict (DenseDPO, section 4.2)."""
+    by_pair: dict[tuple[str, str], list[dict]] = defaultdict(list)
+    for v in verdicts:
+        if v["kind"] == "segment":
+            by_pair[tuple(sorted((v["first_id"], v["second_id"])))].append(v)  # type: ignore[index]
+    for (one, other), asked in by_pair.items():
+        signs_of, certainties = {}, []
+        for v in asked:
+            reason = _why_not(v, config.certainty)
+            if reason:
+                drops["guided", f"segment_{reason}"] += 1
+            else:
+                signs_of[v["segment"]] = (1 if v["score"] > 0.5 else -1) * (1 if v["first_id"] == one else -1)
+                certainties.append(v["certainty"])
+        signs = [signs_of.get(s, 0) for s in latent_segments]
+        share = sum(s != 0 for s in signs) / len(signs)
+        if share <= config.pair.min_signed_share:
+            drops["guided", "too_few_signed_segments"] += 1
+            continue
+        winner, loser = (one, other) if sum(signs) >= 0 else (other, one)
+        take = takes[winner]
+        yield Preference(
+            "guided", take["prompt_id"], take["prompt"], winner, loser,
+            [s if winner == one else -s for s in signs], 1.0, float(np.mean(certainties)), asked[0]["question_id"],
+        )  # fmt: skip
+
+
+def _real(verdicts: list[dict], takes: dict, num_latents: int, config: CampaignConfig, drops: Counter) -> Iterator[Preference]:
+    """The real clip wins (RealDPO), where the blind judge does not contradict it."""
+    for v in verdicts:
+        if v["kind"] != "take_real":
+            continue
+        first_is_take = v["first_id"] in takes
+        take = takes[v["first_id"] if first_is_take else v["second_id"]]
+        reason = _why_not(v, config.certainty)
+        if reason is None and (v["score"] > 0.5) == first_is_take:
+            reason = "judge_prefers_the_take"
+        if reason:
+            drops["real", reason] += 1
+        else:
+            yield _whole_clip("real", v, take, num_latents)
+
+
+def _whole_clip(source: str, v: dict, take: dict, num_latents: int) -> Preference:
+    winner, loser = (v["first_id"], v["second_id"]) if v["score"] > 0.5 else (v["second_id"], v["first_id"])
+    return Preference(
+        source, take["prompt_id"], take["prompt"], winner, loser, [1] * num_latents, 1.0, v["certainty"], v["question_id"]
+    )
+
+
+def _why_not(row: dict, limits: CertaintyConfig) -> str | None:
+    """Why a row of verdicts.parquet is not certain enough to train on, or None."""
+    found = DimensionVerdict(**{f: row[f] for f in DimensionVerdict.__dataclass_fields__})
+    verdict = Verdict(
+        row["question_id"], row["kind"], row["segment"], "", {"overall": found}, row["num_votes"], row["num_abstentions"]
+    )
+    return why_not_confident(verdict, "overall", limits)
+
+
+def _random_labels(rows: list[Preference], seed: int) -> list[Preference]:
+    """The control arm: every pair's sign by coin, real pairs included."""
+    coins = np.random.default_rng(derive_seed(seed, "random labels")).integers(2, size=len(rows))
+    return [
+        replace(p, winner_id=p.loser_id, loser_id=p.winner_id) if coin else p for p, coin in zip(rows, coins, strict=True)
+    ]
+

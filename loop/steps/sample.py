@@ -1,0 +1,146 @@
+"""sample: the generator films takes. Fresh takes start from noise, guided ones from a corrupted anchor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from generator.models.base import VideoModel
+from generator.road import read_latents, store_latents
+from generator.sampling import noise_for, sample
+from loop.config import CampaignConfig
+from loop.stages import StageContext, derive_seed
+from loop.steps.common import load_generator, read_table, write_table
+
+TAKES = pa.schema(
+    [
+        ("take_id", pa.string()),
+        ("kind", pa.string()),
+        ("prompt_id", pa.string()),
+        ("prompt", pa.string()),
+        ("category", pa.string()),
+        ("file", pa.string()),
+        ("seed", pa.int64()),
+        ("anchor_id", pa.string()),
+        ("eta", pa.float64()),
+        ("pair_index", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Take:
+    """One clip to film; `eta` and `anchor_id` are None for a fresh take."""
+
+    take_id: str
+    kind: str
+    prompt_id: str
+    prompt: str
+    category: str
+    seed: int
+    anchor_id: str | None = None
+    eta: float | None = None
+    pair_index: int | None = None
+
+    @property
+    def file(self) -> str:
+        return f"clips/{self.take_id}.mp4"
+
+
+def run(ctx: StageContext) -> None:
+    model = load_generator(ctx, ctx.inputs.get("generator"))
+    anchors = {r["anchor_id"]: r for r in read_table(ctx.inputs["prepare"] / "anchors.parquet")}
+    prompts = read_table(ctx.inputs["prepare"] / "prompts.parquet")
+    takes = plan_takes(ctx.config, ctx.round, prompts, list(anchors.values()))
+    files = {i: ctx.inputs["prepare"] / a["file"] for i, a in anchors.items()}
+    film(ctx, model, takes, files)
+    write_table(ctx.out / "takes.parquet", ({**vars(t), "file": t.file} for t in takes), TAKES)
+
+
+def film(ctx: StageContext, model: VideoModel, takes: list[Take], anchor_files: dict[str, Path], folder: str = "clips") -> None:
+    """Samples and stores every take that a killed attempt has not stored yet, a shard at a time.
+
+    `folder` replaces the takes' own one, for a stage that films the same takes twice.
+    """
+    (ctx.out / folder).mkdir(exist_ok=True)
+    ctx.progress.start(len(takes), "clips")
+    for shard in _shards(takes, ctx.config.sample.shard_size):
+        paths = [ctx.out / folder / f"{t.take_id}.mp4" for t in shard]
+        if not all(p.exists() for p in paths):
+            _film_shard(ctx.config, model, shard, paths, anchor_files)
+        ctx.progress.advance(len(shard))
+
+
+def _film_shard(
+    config: CampaignConfig, model: VideoModel, shard: list[Take], paths: list[Path], anchor_files: dict[str, Path]
+) -> None:
+    clip = config.data.clip
+    noise = noise_for([t.seed for t in shard], model.latent_shape(clip.num_frames, clip.height, clip.width))
+    condition = model.encode_prompts([t.prompt for t in shard])
+    sampling = config.sample.sampling
+    negative = model.encode_prompts([""]) if sampling.guidance_scale > 1 else None
+    start, eta = None, shard[0].eta
+    if eta is not None:
+        import torch
+
+        start = torch.stack([read_latents(model, anchor_files[t.anchor_id or ""]) for t in shard])
+    latents = sample(model, condition, noise, sampling, anchors=start, eta=eta, negative=negative)
+    for row, path in zip(latents, paths, strict=True):
+        store_latents(model, row, path, clip.fps)
+
+
+def plan_takes(config: CampaignConfig, round_number: int, prompts: list[dict], anchors: list[dict]) -> list[Take]:
+    """What to film this round, from training prompts and anchors alone.
+
+    Prompts are drawn without replacement from a seeded order that goes on from round to round. Both takes of
+    a guided pair share one η: a different one on each side is a shortcut that the policy learns (DenseDPO, 4.1).
+    """
+    takes: list[Take] = []
+    fresh, guided = config.sample.fresh, config.sample.guided
+    train_prompts = [p for p in prompts if p["part"] == "train"]
+    for p in draw(train_prompts, fresh.num_prompts, round_number, config.seed, "prompts"):
+        for n in range(fresh.takes_per_prompt):
+            name = f"r{round_number:03d}-fresh-{p['prompt_id']}-{n}"
+            takes.append(
+                Take(name, "fresh", p["prompt_id"], p["text"], p["category"], derive_seed(config.seed, "take", name))
+            )
+    by_text = {p["text"]: p["prompt_id"] for p in prompts}
+    train_anchors = [a for a in anchors if a["part"] == "train"]
+    for a in draw(train_anchors, guided.num_anchors, round_number, config.seed, "anchors"):
+        rng = np.random.default_rng(derive_seed(config.seed, "eta", round_number, a["anchor_id"]))
+        eta = round(float(rng.uniform(*guided.eta)), 4)
+        for n in range(2):
+            name = f"r{round_number:03d}-guided-{a['anchor_id']}-{n}"
+            takes.append(
+                Take(
+                    name, "guided", by_text[a["caption"]], a["caption"], a["category"],
+                    derive_seed(config.seed, "take", name), a["anchor_id"], eta, n,
+                )
+            )  # fmt: skip
+    return takes
+
+
+def draw(rows: list[dict], num: int, round_number: int, seed: int, what: str) -> list[dict]:
+    """The round's window of an endless seeded order: every row comes once before any comes again."""
+    picked = []
+    for k in range((round_number - 1) * num, round_number * num):
+        epoch, place = divmod(k, len(rows))
+        order = np.random.default_rng(derive_seed(seed, what, epoch)).permutation(len(rows))
+        picked.append(rows[order[place]])
+    return picked
+
+
+def _shards(takes: list[Take], size: int) -> Iterator[list[Take]]:
+    """Takes in order; one shard holds one kind and one η, since they share a noise schedule."""
+    shard: list[Take] = []
+    for take in takes:
+        if shard and (len(shard) == size or take.eta != shard[0].eta):
+            yield shard
+            shard = []
+        shard.append(take)
+    if shard:
+        yield shard

@@ -1,0 +1,80 @@
+"""update: the generator learns from the round's preferences."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from generator.models.base import VideoModel
+from generator.road import read_latents
+from generator.train import AnchorData, PairData, update
+from loop.stages import StageContext, derive_seed
+from loop.steps.common import clip_paths, load_generator, read_table, write_json
+
+
+def run(ctx: StageContext) -> None:
+    config = ctx.config.update
+    model = load_generator(ctx, None)
+    parent = ctx.inputs.get("generator")
+    pairs = _pairs(ctx, model) if config.method == "preference" else None
+    wants_anchors = config.method == "supervised" or config.real_likelihood > 0
+    anchors = _anchors(ctx, model) if wants_anchors else None
+    ctx.progress.start(config.num_steps, "steps")
+
+    def on_step(row: dict) -> None:
+        if row["split"] == "train":
+            ctx.progress.advance()
+        ctx.log.info("%s", row)
+
+    chosen = update(
+        model,
+        pairs,
+        anchors,
+        config,
+        parent=parent / "checkpoint" if parent else None,
+        out=ctx.out,
+        seed=ctx.seed,
+        on_step=on_step,
+    )
+    write_json(ctx.out / "metrics.json", {"num_pairs": len(pairs.ids) if pairs else 0, **chosen})
+
+
+def _pairs(ctx: StageContext, model: VideoModel) -> PairData:
+    rows = read_table(ctx.inputs["pair"] / "pairs.parquet")
+    paths = clip_paths(ctx, "prepare", "sample")
+    names = sorted({r["winner_id"] for r in rows} | {r["loser_id"] for r in rows})
+    ctx.progress.start(len(names), "clips")
+    latents = {}
+    for name in names:
+        latents[name] = read_latents(model, paths[name])
+        ctx.progress.advance()
+    prompts = sorted({r["prompt"] for r in rows})
+    embedded = dict(zip(prompts, model.encode_prompts(prompts).cpu() if prompts else [], strict=True))
+    return PairData(
+        ids=[r["pair_id"] for r in rows],
+        prompt_ids=[r["prompt_id"] for r in rows],
+        winners=_stack([latents[r["winner_id"]] for r in rows]),
+        losers=_stack([latents[r["loser_id"]] for r in rows]),
+        conditions=_stack([embedded[r["prompt"]] for r in rows]),
+        signs=torch.tensor([r["signs"] for r in rows], dtype=torch.int8),
+        weights=torch.tensor([r["weight"] for r in rows], dtype=torch.float32),
+    )
+
+
+def _anchors(ctx: StageContext, model: VideoModel) -> AnchorData:
+    rows = [r for r in read_table(ctx.inputs["prepare"] / "anchors.parquet") if r["part"] == "train"]
+    rng = np.random.default_rng(derive_seed(ctx.config.seed, "real", ctx.round))
+    most = ctx.config.update.num_steps * ctx.config.update.anchors_per_step
+    rows = [rows[i] for i in sorted(rng.permutation(len(rows))[:most])]
+    ctx.progress.start(len(rows), "anchors")
+    latents = []
+    for row in rows:
+        latents.append(read_latents(model, ctx.inputs["prepare"] / row["file"]))
+        ctx.progress.advance()
+    captions = sorted({r["caption"] for r in rows})
+    embedded = dict(zip(captions, model.encode_prompts(captions).cpu(), strict=True))
+    return AnchorData(torch.stack(latents), torch.stack([embedded[r["caption"]] for r in rows]))
+
+
+def _stack(tensors: list[torch.Tensor]) -> torch.Tensor:
+    return torch.stack(tensors) if tensors else torch.empty(0)

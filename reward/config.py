@@ -1,0 +1,195 @@
+"""Settings of the judge: how it asks, how it votes, how it learns. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+DIMENSIONS = ("text_alignment", "motion", "visual_quality", "overall")
+
+CORRUPTIONS = (
+    "wrong_caption",
+    "freeze",
+    "stutter",
+    "jitter",
+    "shuffle",
+    "reverse",
+    "vanish",
+    "blur",
+    "noise",
+    "flicker",
+    "fade",
+    "recolour",
+    "splice",
+)
+
+INSTRUCTIONS = """\
+Two videos, first and second, were made for the same prompt. Each is given as frames in order.
+Say what each video shows and what is wrong with it, then compare them in every dimension:
+text_alignment (does it show what the prompt says), motion (is it smooth, possible, and is there as much \
+of it as the prompt asks for), visual_quality (is every frame sharp, clean and stable) and overall.
+Answer first, second or tie. Be conservative: where you see no clear difference, answer tie.
+Reply in exactly this form and write nothing else:
+<reasoning>your reasoning</reasoning><answer>{dimensions}</answer>"""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class JudgeConfig(_Section):
+    """Which judge answers, and what it is shown."""
+
+    type: str = Field(
+        "transformers", description="transformers, python, or an entry point of the group retake.judges"
+    )
+    model: str | None = Field(None, description="a transformers folder, a hub id, or embedded:NAME")
+    target: str | None = Field(
+        None, description="for type python: pkg.module:Class, called with this section"
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto = float32 on a CPU, bfloat16 on an accelerator"
+    )
+    num_frames: int = Field(
+        8, ge=1, description="frames shown of a whole clip, evenly spaced, first and last included"
+    )
+    num_segment_frames: int = Field(8, ge=1, description="frames shown of a segment, at most")
+    frame_size: int | None = Field(
+        None, ge=8, description="pixels, height and width; null = left to the processor"
+    )
+    dimensions: tuple[str, ...] = DIMENSIONS
+    instructions: str = Field(
+        INSTRUCTIONS, description="opens the message; {dimensions} becomes the answer's form"
+    )
+    time_stamps: bool = Field(True, description="put the time of every frame, in seconds, in front of it")
+    max_new_tokens: int = Field(512, ge=1)
+    temperature: float = Field(
+        1.0, ge=0, description="0 = greedy, all ballots of an order are then the same vote"
+    )
+    batch_size: int = Field(
+        16, ge=1, description="replies written at once; changes no vote beyond float rounding"
+    )
+    trust_remote_code: bool = False
+
+    @field_validator("dimensions")
+    @classmethod
+    def _dimensions(cls, dimensions: tuple[str, ...]) -> tuple[str, ...]:
+        if not dimensions or len(set(dimensions)) != len(dimensions):
+            raise ValueError("name each dimension once, and at least one")
+        for name in dimensions:
+            if not name.isidentifier():
+                raise ValueError(
+                    f"{name!r} is not a name of letters, digits and underscores; rename the dimension"
+                )
+        return dimensions
+
+    @model_validator(mode="after")
+    def _needs(self) -> JudgeConfig:
+        if self.type == "python" and self.target is None:
+            raise ValueError("judge.type is python: set judge.target to pkg.module:Class")
+        if self.type == "transformers" and self.model is None:
+            raise ValueError(
+                "judge.type is transformers: set judge.model to a folder, a hub id or embedded:NAME"
+            )
+        return self
+
+
+class KnownAnswersConfig(_Section):
+    """Questions whose answer is known because the flaw was put in."""
+
+    num_train: int = Field(512, ge=0, description="questions of the train part, drawn afresh every round")
+    num_calibrate: int = Field(128, ge=0)
+    num_gate: int = Field(128, ge=0)
+    num_report: int = Field(128, ge=0)
+    corruptions: tuple[str, ...] = CORRUPTIONS
+    segments: int = Field(0, ge=0, description="equal segments that a clip is cut into; 0 = whole clips only")
+    segment_share: float = Field(0.25, ge=0, le=1, description="share of the questions that show one segment")
+    tie_share: float = Field(0.2, ge=0, le=1, description="share of the questions that are known ties")
+    wrong_caption_share: float = Field(
+        0.25, ge=0, le=1, description="share of the other questions in which one clip shows another caption"
+    )
+    both_share: float = Field(
+        0.3, ge=0, le=1, description="share of the others in which both clips are flawed"
+    )
+
+    @field_validator("corruptions")
+    @classmethod
+    def _known(cls, corruptions: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [name for name in corruptions if name not in CORRUPTIONS]
+        if unknown or not corruptions:
+            raise ValueError(f"unknown corruptions {unknown}; choose from {', '.join(CORRUPTIONS)}")
+        return corruptions
+
+
+class VotingConfig(_Section):
+    """How often a question is asked. A ballot is one vote in each order."""
+
+    num_ballots: int = Field(4, ge=1)
+
+
+class CertaintyConfig(_Section):
+    """Which verdicts are certain enough to train on."""
+
+    min_probability: float = Field(
+        0.7,
+        ge=0.5,
+        le=1,
+        description="of the preferred clip being better, for kinds of question with a calibrator",
+    )
+    min_margin: float = Field(
+        0.5, ge=0, le=1, description="|2·score−1|·(1−flip rate), for kinds that nothing calibrates"
+    )
+    min_votes: int = Field(2, ge=1, description="votes that are not abstentions")
+    min_labels: int = Field(
+        50, ge=1, description="labels that a dimension needs for a slope of its own, else pooled"
+    )
+
+
+class LoraConfig(_Section):
+    """A PEFT adapter on the language model; it is merged before the judge is saved."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0)
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+class TrainJudgeConfig(_Section):
+    """One round of the judge: supervised on known answers, then SRPO on its own confident votes."""
+
+    lora: LoraConfig | None = Field(None, description="null = full weights")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the training forward")
+    num_steps: int = Field(100, ge=0, description="supervised steps a round")
+    batch_size: int = Field(16, ge=1, description="questions a supervised step")
+    learning_rate: float = Field(1e-4, gt=0)
+    warmup_steps: int = Field(10, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="rows a forward; null = a whole step's. Both kinds of step"
+    )
+    gradient_checkpointing: bool = False
+    preference_steps: int = Field(0, ge=0, description="SRPO steps a round, from the second round on")
+    preference_batch_size: int = Field(8, ge=1, description="pairs of reasoning paths a SRPO step")
+    preference_learning_rate: float = Field(1e-5, gt=0)
+    beta: float = Field(0.1, gt=0, description="β of the DPO loss in SRPO")
+    pairs_per_question: int = Field(
+        2, ge=1, description="right-against-wrong pairs taken from one question, at most"
+    )
+    tau: float | None = Field(
+        None, gt=0, description="of PCE = σ((R−Q)/τ), nats a token; null = the standard deviation of R (ours)"
+    )
+    min_pce: float = Field(
+        0.5, ge=0, le=1, description="pairs at or below are dropped (Dual-IPO keeps PCE > 0.5)"
+    )
+    log_every: int = Field(10, ge=1)
+
+    @model_validator(mode="after")
+    def _micro_batches(self) -> TrainJudgeConfig:
+        if self.micro_batch_size is not None:
+            for name in ("batch_size", "preference_batch_size"):
+                if getattr(self, name) % self.micro_batch_size:
+                    raise ValueError(
+                        f"{name} must be a multiple of micro_batch_size ({self.micro_batch_size})"
+                    )
+        return self

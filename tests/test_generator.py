@@ -1,0 +1,236 @@
+"""The generator on a tiny real Wan pipeline: sampling, the one road, adapters, the update and its resume."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from generator.clips import read_clip
+from generator.config import GeneratorConfig, LoraConfig, SamplingConfig, UpdateConfig
+from generator.models.base import LORA_FILE, load_model
+from generator.road import read_latents, store_latents, store_real, to_frames, to_tensor
+from generator.sampling import noise_for, sample
+from generator.train import AnchorData, PairData, update
+from tests.tiny_wan import make_tiny_wan
+
+SHAPE = (4, 5, 4, 4)
+PROMPTS = ["a red ring moves left", "a blue square moves up"]
+LORA = LoraConfig(rank=4, alpha=8.0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> str:
+    return make_tiny_wan(tmp_path_factory.mktemp("wan"))
+
+
+@pytest.fixture
+def config(folder) -> GeneratorConfig:
+    return GeneratorConfig(model=folder, max_text_tokens=8)
+
+
+def make_pairs(model, num=6, seed=0) -> PairData:
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.ones(num, SHAPE[1], dtype=torch.int8)
+    signs[:, 2] = 0
+    return PairData(
+        ids=[f"pair-{i}" for i in range(num)],
+        prompt_ids=[f"prompt-{i // 2}" for i in range(num)],
+        winners=torch.randn(num, *SHAPE, generator=generator),
+        losers=torch.randn(num, *SHAPE, generator=generator),
+        conditions=model.encode_prompts([PROMPTS[i % 2] for i in range(num)]),
+        signs=signs,
+        weights=torch.linspace(0.5, 1.0, num),
+    )
+
+
+def moving_square(num_frames=17) -> np.ndarray:
+    frames = np.full((num_frames, 32, 32, 3), 20, np.uint8)
+    for t in range(num_frames):
+        frames[t, 10:20, t : t + 10] = (200, 60, 40)
+    return frames
+
+
+def test_sampling_equals_the_pipeline(config):
+    model = load_model(config)
+    shape = model.latent_shape(17, 32, 32)
+    assert shape == SHAPE
+    noise = noise_for([3, 4], shape)
+    for guidance in (1.0, 3.0):
+        ours = sample(
+            model,
+            model.encode_prompts(PROMPTS),
+            noise,
+            SamplingConfig(num_steps=4, guidance_scale=guidance),
+            negative=model.encode_prompts([""]),
+        )
+        theirs = model.pipe(
+            prompt=PROMPTS,
+            negative_prompt="",
+            height=32,
+            width=32,
+            num_frames=17,
+            num_inference_steps=4,
+            guidance_scale=guidance,
+            latents=noise.clone(),
+            max_sequence_length=8,
+            output_type="latent",
+        ).frames
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
+
+
+def test_batch_size_changes_no_clip(config):
+    model = load_model(config)
+    noise, condition = noise_for(range(4), SHAPE), model.encode_prompts(PROMPTS * 2)
+    one = sample(model, condition, noise, SamplingConfig(num_steps=3, batch_size=1))
+    four = sample(model, condition, noise, SamplingConfig(num_steps=3, batch_size=4))
+    torch.testing.assert_close(one, four, rtol=0, atol=2e-5)
+
+
+def test_guided_sampling_starts_exactly_at_eta(config):
+    model = load_model(config)
+    noise, anchors = noise_for([1, 2], SHAPE), torch.randn(2, *SHAPE)
+    condition, settings = model.encode_prompts(PROMPTS), SamplingConfig(num_steps=8)
+
+    def guided(eta):
+        return sample(model, condition, noise, settings, anchors=anchors, eta=eta)
+
+    seen = []
+    forward = model.forward
+    model.forward = lambda transformer, x, sigma, c: seen.append((x.clone(), sigma[0].item())) or forward(transformer, x, sigma, c)
+    guided(0.7)
+    assert seen[0][1] == pytest.approx(0.7, abs=1e-7)
+    torch.testing.assert_close(seen[0][0], 0.3 * anchors + 0.7 * noise, rtol=0, atol=1e-6)
+    assert all(a > b for (_, a), (_, b) in zip(seen, seen[1:], strict=False))
+    model.forward = forward
+    torch.testing.assert_close(guided(1e-4), anchors, rtol=0, atol=2e-3)
+    # the schedule starts at σ = 1, so η = 1 is a fresh take of the same noise
+    torch.testing.assert_close(guided(1.0), sample(model, condition, noise, settings), rtol=0, atol=1e-5)
+    closeness = [torch.corrcoef(torch.stack([guided(e).flatten(), anchors.flatten()]))[0, 1].item() for e in (0.1, 0.4, 0.7, 0.95)]
+    assert closeness == sorted(closeness, reverse=True)
+    for eta in (0.0, 1.2):
+        with pytest.raises(ValueError, match="eta"):
+            guided(eta)
+
+
+def test_one_road_for_real_and_generated(config, tmp_path):
+    model = load_model(config)
+    frames = moving_square()
+    store_real(model, frames, tmp_path / "anchor.mp4", 8)
+    stub_sampler_output = model.encode(to_tensor(frames))[0]
+    store_latents(model, stub_sampler_output, tmp_path / "take.mp4", 8)
+    assert (tmp_path / "anchor.mp4").read_bytes() == (tmp_path / "take.mp4").read_bytes()
+    assert torch.equal(read_latents(model, tmp_path / "anchor.mp4"), read_latents(model, tmp_path / "take.mp4"))
+    stored, fps = read_clip(tmp_path / "anchor.mp4")
+    assert fps == 8
+    assert torch.equal(read_latents(model, tmp_path / "anchor.mp4"), model.encode(to_tensor(stored))[0])
+    assert np.array_equal(to_frames(to_tensor(frames)), frames)
+
+
+def test_latent_frames_know_their_segments(config):
+    model = load_model(config)
+    assert model.latent_segments(17, 4) == [0, 0, 1, 2, 3]
+    assert model.latent_segments(17, 8) == [0, 0, 0, 1, 1]
+    with pytest.raises(ValueError, match="4k\\+1 frames, such as 13 or 17"):
+        model.latent_shape(16, 32, 32)
+    with pytest.raises(ValueError, match="multiples of 16"):
+        model.latent_shape(17, 24, 32)
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_first_loss_is_ln_2_in_every_round_and_training_lowers_it(config, tmp_path, lora):
+    parent = None
+    for round_number in (1, 2):
+        model, rows = load_model(config), []
+        settings = UpdateConfig(
+            lora=lora, beta=100.0, learning_rate=1e-2 if lora else 2e-3, num_steps=25, pairs_per_step=8, held_out_share=0
+        )
+        out = tmp_path / f"{round_number}"
+        out.mkdir()
+        pairs = make_pairs(model, num=2)
+        update(model, pairs, None, settings, parent=parent, out=out, seed=round_number, on_step=rows.append)
+        assert rows[0]["preference_loss"] == pytest.approx(math.log(2), abs=1e-6)
+        assert np.mean([r["preference_loss"] for r in rows[-5:]]) < math.log(2) - 0.02
+        assert np.mean([r["margin"] for r in rows[-5:]]) > 0
+        parent = out / "checkpoint"
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_checkpoint_loads_in_plain_diffusers(config, folder, tmp_path, lora):
+    from diffusers import WanPipeline, WanTransformer3DModel
+
+    model = load_model(config)
+    settings = UpdateConfig(lora=lora, learning_rate=1e-2, num_steps=3, pairs_per_step=2)
+    update(model, make_pairs(model), None, settings, parent=None, out=tmp_path, seed=0, on_step=lambda row: None)
+    checkpoint = tmp_path / "checkpoint"
+    noise, condition = noise_for([0], SHAPE), model.encode_prompts(PROMPTS[:1])
+    want = sample(load_model(config, checkpoint), condition, noise, SamplingConfig(num_steps=3))
+    plain = WanPipeline.from_pretrained(folder)
+    plain.set_progress_bar_config(disable=True)
+    if lora:
+        plain.load_lora_weights(str(checkpoint))
+        assert plain.transformer.peft_config["default_0"].lora_alpha == lora.alpha
+    else:
+        plain.transformer = WanTransformer3DModel.from_pretrained(checkpoint / "transformer")
+    got = plain(
+        prompt=PROMPTS[0], height=32, width=32, num_frames=17, num_inference_steps=3, guidance_scale=1.0,
+        latents=noise.clone(), max_sequence_length=8, output_type="latent",
+    ).frames  # fmt: skip
+    torch.testing.assert_close(want, got, rtol=0, atol=2e-5)
+    base = sample(load_model(config), condition, noise, SamplingConfig(num_steps=3))
+    assert (want - base).abs().max() > 1e-3
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_resume_is_bit_identical(config, tmp_path, lora):
+    """float32, one machine: a run that dies after any step ends in the same bytes as one that does not."""
+    settings = UpdateConfig(
+        lora=lora, learning_rate=1e-3, num_steps=7, pairs_per_step=2, held_out_share=0.34, evaluate_every=2,
+        checkpoint_every=3, winner_likelihood=0.5, real_likelihood=0.5, anchors_per_step=2, reduction="frame",
+    )  # fmt: skip
+
+    def run(out: Path, die_at: int | None = None) -> None:
+        model = load_model(config)
+        anchors = AnchorData(torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(1)), make_pairs(model).conditions[:5])
+
+        def on_step(row):
+            if row["step"] == die_at:
+                raise Killed
+
+        update(model, make_pairs(model), anchors, settings, parent=None, out=out, seed=5, on_step=on_step)
+
+    def content(out: Path) -> dict[str, bytes]:
+        return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file() and "_scratch" not in p.parts}
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir(), broken.mkdir()
+    run(whole)
+    for die_at in (1, 4, 6):
+        with pytest.raises(Killed):
+            run(broken, die_at)
+    run(broken)
+    assert content(whole) == content(broken)
+    assert any(LORA_FILE in n or "transformer" in n for n in content(whole))
+
+
+def test_bad_pairs_and_numbers_are_named(config, tmp_path):
+    model = load_model(config)
+    pairs = make_pairs(model)
+    with pytest.raises(ValueError, match="no preference pairs"):
+        PairData([], [], pairs.winners[:0], pairs.losers[:0], pairs.conditions[:0], pairs.signs[:0], pairs.weights[:0])
+    with pytest.raises(ValueError, match="tie"):
+        PairData(pairs.ids, pairs.prompt_ids, pairs.winners, pairs.losers, pairs.conditions, pairs.signs * 0, pairs.weights)
+    with pytest.raises(ValueError, match="differ"):
+        PairData(pairs.ids, pairs.prompt_ids, pairs.winners, pairs.losers[:, :, :3], pairs.conditions, pairs.signs, pairs.weights)
+    with pytest.raises(ValueError, match="to_nothing"):
+        bad = UpdateConfig(lora=LoraConfig(target_modules=("to_nothing",)))
+        update(model, pairs, None, bad, parent=None, out=tmp_path, seed=0, on_step=lambda row: None)
+    pairs.winners[0] = float("nan")
+    with pytest.raises(FloatingPointError, match="pair-0"):
+        settings = UpdateConfig(num_steps=3, pairs_per_step=6, held_out_share=0)
+        update(load_model(config), pairs, None, settings, parent=None, out=tmp_path, seed=0, on_step=lambda row: None)

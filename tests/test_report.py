@@ -1,0 +1,272 @@
+"""report.html: what it holds, that half a run or hostile text does it no harm, that a browser plays it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from loop.errors import UserError
+from loop.report import write_report
+from loop.report.charts import interval, number
+from loop.report.markup import Html, element
+from loop.stages import plan
+from tests.fabricated_run import fabricate
+
+HOSTILE = "<script>window.caught = 1</script><img src=x onerror='window.caught = 2'>\"&amp;"
+ROOT = Path(__file__).parent.parent
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMEDRIVER = shutil.which("chromedriver")
+
+
+class Page(HTMLParser):
+    """Elements with their attributes and the text outside scripts; asserts that every element is closed."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.source = path.read_text(encoding="utf-8")
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(self.source)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in ("meta", "input"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("script", "style"):
+            self.text += data + "\n"
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fabricate(tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    return fabricate(tmp_path, rounds=1, num_prompts=2)
+
+
+def test_a_complete_run_shows_every_section(run: Path) -> None:
+    page = Page(write_report(run))
+    assert [s["id"] for s in page.all("section")] == [
+        *("clips", "curves", "gates", "judge", "pairs", "time", "configuration")
+    ]
+    assert "After 3 rounds, 2 kept, the oracle total rose from" in page.text
+    assert "0.062 (0.012 to 0.11)" in page.text and "0.41 (0.36 to 0.46)" in page.text
+    assert "permanence fell by 0.19" in page.text
+    assert "segments disagree · guided" in page.text
+    assert '"model": "embedded:tiny-wan"' in page.text
+    # 6 prompts × (real, base, 3 rounds) and 3 verdicts of two clips
+    assert len(page.all("video")) == 6 * 5 + 3 * 2
+    assert "nan" not in page.text.lower().split()
+
+
+def test_clips_travel_inside_and_nothing_comes_from_elsewhere(run: Path) -> None:
+    page = Page(write_report(run))
+    for _, attributes in page.elements:
+        for key in ("src", "href", "poster", "srcset", "action"):
+            value = attributes.get(key) or "#"
+            assert value.startswith(("#", "data:video/mp4;base64,")), value[:80]
+    assert not re.search(r"url\(|@import|https?://", page.source)
+    stored = {hashlib.sha256(path.read_bytes()).digest() for path in run.rglob("*.mp4")}
+    shown = [base64.b64decode((video["src"] or "").partition(",")[2]) for video in page.all("video")]
+    assert all(hashlib.sha256(clip).digest() in stored for clip in shown)
+
+
+def test_only_our_own_script_may_run(run: Path) -> None:
+    page = Page(write_report(run))
+    policy = next(m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy")
+    script = re.findall(r"<script>(.*?)</script>", page.source, flags=re.DOTALL)
+    assert len(script) == 1 and len(page.all("script")) == 1
+    digest = base64.b64encode(hashlib.sha256(script[0].encode()).digest()).decode()
+    assert policy is not None and f"script-src 'sha256-{digest}'" in policy and "default-src 'none'" in policy
+
+
+def test_a_changing_judge_is_labelled(run: Path) -> None:
+    cards = re.findall(r'<figure class="card.*?</figure>', write_report(run).read_text(), flags=re.DOTALL)
+    labelled = {
+        re.findall(r'class="title">([^<]*)', card)[0] for card in cards if "judge changes every round" in card
+    }
+    assert labelled == {"Win rate against the base", "Win rate against the previous", "Fool rate"}
+
+
+@pytest.mark.parametrize("stop", plan(1), ids=lambda step: f"{step[0]}-{step[1]}")
+def test_a_run_of_any_age_has_a_report(tmp_path: Path, stop: tuple[int, str]) -> None:
+    page = Page(write_report(fabricate(tmp_path, rounds=1, num_prompts=2, stop_before=stop)))
+    assert f"stopped, next is round {stop[0]}, {stop[1].replace('_', ' ')}" in page.text
+
+
+def test_no_kept_round_is_said_so(small: Path) -> None:
+    decision = small / "round-001/gate/gate.json"
+    decision.write_text(decision.read_text().replace('"keep": true', '"keep": false'))
+    text = Page(write_report(small)).text
+    assert "After 1 round no update was kept and the base is still in force" in text
+
+
+def test_overlapping_intervals_are_no_rise(small: Path) -> None:
+    path = small / "round-001/evaluate/metrics.parquet"
+    table = pq.ParquetFile(path).read()
+    rows = [row | {"low": 0.05} if row["metric"] == "oracle_total" else row for row in table.to_pylist()]
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+    text = Page(write_report(small)).text
+    assert "the oracle total went from" in text and "the two intervals overlap" in text
+
+
+def test_markup_in_captions_and_reasoning_is_text(tmp_path: Path) -> None:
+    page = Page(write_report(fabricate(tmp_path, rounds=1, num_prompts=2, markup=HOSTILE)))
+    assert len(page.all("script")) == 1 and page.all("img") == []
+    assert page.text.count(HOSTILE) >= 6  # prompts, reasonings, the gate's reason, campaign.yaml
+    assert not any(key.startswith("on") for _, attributes in page.elements for key in attributes)
+
+
+def test_lost_and_oversized_clips_are_counted(small: Path) -> None:
+    for clip in (small / "round-000/evaluate/clips").iterdir():
+        clip.unlink()
+    page = Page(write_report(small))
+    assert "file is gone" in page.text and "clip files are gone, the first is" in page.text
+    page = Page(write_report(small, clip_budget=1000))
+    assert "left out for size" in page.text and page.all("video") == []
+
+
+def test_bad_runs_are_named(tmp_path: Path, small: Path) -> None:
+    with pytest.raises(UserError, match="no such run directory"):
+        write_report(tmp_path / "nowhere")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UserError, match="not a run directory"):
+        write_report(tmp_path / "other")
+    before = write_report(small).read_bytes()
+    (small / "round-001/label/votes.parquet").write_bytes(b"PAR1 cut short")
+    with pytest.raises(UserError, match=r"round-001/label/votes\.parquet: not readable"):
+        write_report(small)
+    assert (small / "report.html").read_bytes() == before
+    assert not list(small.glob(".report*"))
+
+
+def test_the_report_needs_no_torch(small: Path) -> None:
+    code = (
+        "import sys, pathlib; from loop.report import write_report; write_report(pathlib.Path(sys.argv[1]));"
+        "heavy = {'torch', 'transformers', 'diffusers', 'pandas', 'sklearn'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code, str(small)], check=True, timeout=60, cwd=ROOT)
+
+
+def test_numbers_and_markup() -> None:
+    assert [number(v) for v in (0, 0.0624, 0.41, -0.5, 1, 66.66, 12345, 0.00001)] == [
+        *("0.00", "0.062", "0.41", "−0.50", "1.00", "66.7", "12,345", "1.0e−05")
+    ]
+    assert interval(None, 1.0) == ""
+    assert (
+        element("p", "<b>", Html("<i></i>"), _class='"x"') == '<p class="&quot;x&quot;">&lt;b&gt;<i></i></p>'
+    )
+
+
+@pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason="needs chromium and chromedriver on the PATH")
+def test_a_browser_plays_it(tmp_path: Path) -> None:
+    report = write_report(fabricate(tmp_path, rounds=1, num_prompts=3, markup=HOSTILE))
+    with _browser(tmp_path / "profile") as browser:
+        browser("POST", "/url", url=report.as_uri())
+        places = (
+            "return [...document.querySelectorAll('.watch video')].map(v => [v.readyState, v.currentTime])"
+        )
+        _wait(lambda: all(ready >= 2 for ready, _ in _execute(browser, places)))
+        before = _execute(browser, places)
+        _wait(lambda: all(b[1] != a[1] for a, b in zip(before, _execute(browser, places), strict=True)))
+        assert len(before) == 6 * 3  # 3 prompts at 2 seeds; real, base, round 1
+        _execute(browser, "document.querySelector('.play').click()")
+        assert _execute(browser, "return [...document.querySelectorAll('.watch video')].every(v => v.paused)")
+        scrub = (
+            "const s = document.querySelector('.scrub'); s.value = 500; s.dispatchEvent(new Event('input'))"
+        )
+        _execute(browser, scrub)
+        # half of 17 frames at 8 a second; paused clips show the same moment
+        _wait(lambda: all(0.9 < t < 1.2 for _, t in _execute(browser, places)))
+        assert _execute(browser, "return window.caught === undefined")
+        assert _execute(browser, "return document.documentElement.scrollWidth <= innerWidth")
+        assert browser("POST", "/se/log", type="browser") == []
+
+
+@contextmanager
+def _browser(profile: Path) -> Iterator[Any]:
+    """Headless Chromium behind chromedriver: a function of method, path and the fields of the body."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    driver = subprocess.Popen([str(CHROMEDRIVER), f"--port={port}"], stdout=subprocess.DEVNULL)
+
+    def send(method: str, path: str, **body: Any) -> Any:
+        data = json.dumps(body).encode() if method == "POST" else None
+        request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, method=method)
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            return json.load(reply)["value"]
+
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-sync",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--window-size=700,1600",
+        f"--user-data-dir={profile}",
+    ]
+    options = {
+        "goog:chromeOptions": {"binary": CHROMIUM, "args": flags},
+        "goog:loggingPrefs": {"browser": "ALL"},
+    }
+    try:
+        _wait(lambda: _answers(port))
+        session = send("POST", "/session", capabilities={"alwaysMatch": options})["sessionId"]
+        yield lambda method, path, **body: send(method, f"/session/{session}{path}", **body)
+        send("DELETE", f"/session/{session}")
+    finally:
+        driver.terminate()
+        driver.wait(10)
+
+
+def _execute(browser: Any, script: str) -> Any:
+    return browser("POST", "/execute/sync", script=script, args=[])
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _wait(condition: Any, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
