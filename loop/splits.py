@@ -115,7 +115,7 @@ def _too_few(
         f"each with a source and a caption of its own, or lower data.split.{part}"
     )
     if skips:
-        text += f" ({len(skips)} clips were skipped, the first: {skips[0].file}: {skips[0].reason})"
+        text += f" (skipped clips: {len(skips)}; the first: {skips[0].file}, {skips[0].reason})"
     return text
 
 

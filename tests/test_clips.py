@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -28,7 +29,7 @@ def encode(
 ) -> None:
     """A video as some other program would have made it; times: one tick per frame, in 1/rate."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate)
+        stream: Any = container.add_stream(codec, rate=rate)
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], pixel_format
         for i, pixels in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=pixel_format)
@@ -197,7 +198,7 @@ def broken_files(folder: Path) -> dict[str, str]:
     (folder / "text.mp4").write_text("not a video\n")
     (folder / "cut.mp4").write_bytes(good[: len(good) // 2])
     with av.open(str(folder / "sound.wav"), "w") as container:
-        stream = container.add_stream("pcm_s16le", rate=8000)
+        stream: Any = container.add_stream("pcm_s16le", rate=8000)
         sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
         sound.sample_rate = 8000
         container.mux(stream.encode(sound))

@@ -1,4 +1,4 @@
-"""Anchors, splits and prompts: what the folder says is what is used, and what is wrong is named with its line."""
+"""Anchors, splits and prompts: what the folder says is used, and what is wrong is named with its line."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -102,6 +102,7 @@ def test_videos_that_cannot_be_used_are_skipped_with_the_reason(tmp_path):
     good, unusable = check_videos(folder, rows, SMALL)
     assert [r.file_name for r in good] == ["good.mp4"]
     reasons = {s.file: s.reason for s in skips + unusable}
+    assert str(tmp_path) not in "".join(reasons.values())
     assert reasons["gone.mp4"] == "line 3: no such video file"
     assert "line 4" in reasons["text.mp4"] and "not a readable video" in reasons["text.mp4"]
     assert "line 5" in reasons["empty.mp4"] and "not a readable video" in reasons["empty.mp4"]
@@ -134,8 +135,9 @@ def test_too_few_clips_say_how_many_more_are_needed():
     with pytest.raises(ValueError) as error:
         assign_parts(rows, split, 0, skips)
     assert str(error.value) == (
-        "part gate needs 4 groups of clips, 3 left; add at least 4 more clips, each with a source and a caption of "
-        "its own, or lower data.split.gate (1 clips were skipped, the first: bad.mp4: line 7: no such video file)"
+        "part gate needs 4 groups of clips, 3 left; add at least 4 more clips, each with a source and a "
+        "caption of its own, or lower data.split.gate "
+        "(skipped clips: 1; the first: bad.mp4, line 7: no such video file)"
     )
 
 

@@ -83,6 +83,7 @@ def test_a_complete_run_shows_every_section(run: Path) -> None:
     ]
     assert "After 3 rounds, 2 kept, the oracle total rose from" in page.text
     assert "0.062 (0.012 to 0.11)" in page.text and "0.41 (0.36 to 0.46)" in page.text
+    assert "real clips score 0.93" in page.text and "real oracle total" not in page.text
     assert "permanence fell by 0.19" in page.text
     assert "segments disagree · guided" in page.text
     assert '"model": "embedded:tiny-wan"' in page.text
@@ -117,7 +118,7 @@ def test_a_changing_judge_is_labelled(run: Path) -> None:
     labelled = {
         re.findall(r'class="title">([^<]*)', card)[0] for card in cards if "judge changes every round" in card
     }
-    assert labelled == {"Win rate against the base", "Win rate against the previous", "Fool rate"}
+    assert labelled == {"Win rate against base", "Win rate against previous", "Fool rate"}
 
 
 @pytest.mark.parametrize("stop", plan(1), ids=lambda step: f"{step[0]}-{step[1]}")

@@ -7,7 +7,8 @@ turns off its way, one that becomes another, and a second shape that does not be
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
+from itertools import product
 
 import cv2
 import numpy as np
@@ -25,6 +26,13 @@ GENERATED: dict[str, Flaw] = {
 NAMES = tuple(name for name in FLAWS if name not in ("wrong_caption", "reverse")) + tuple(GENERATED)
 STILL = ("blur", "noise", "fade", "double")  # flaws that one frame shows
 WORDS = (STEADY, *(flaw.word for flaw in (FLAWS | GENERATED).values() if flaw.word != STEADY))
+Combo = tuple[str, str, str]  # colour, shape, direction
+# Not of the world. In the world's training captions a colour and a shape go with two of four directions;
+# a judge that learns directions from these alone never says the other two, whatever it sees.
+STRANGE_COLOURS = {"orange": (240, 130, 30), "pink": (250, 110, 160), "lime": (165, 240, 60)}
+STRANGE_SHAPES = ("disc", "diamond", "bar")
+COLOURS = world.COLOURS | STRANGE_COLOURS
+SHAPES = (*world.SHAPES, *STRANGE_SHAPES)
 _WRONG = (0.0, 0.8, 1.2, 1.5)  # damage of the alignment by number of wrong attributes
 _OVERALL_WEIGHTS = {"text_alignment": 1.5, "motion": 1.0, "visual_quality": 1.0}  # as for known answers
 _OFFSETS = 8  # sub-pixel places per pixel at which masks are kept
@@ -35,20 +43,19 @@ _HALF = 10  # pixels from the middle of a mask to its edge
 class View:
     """What a clip shows, against a prompt: a side of `reward.sides.compare`."""
 
-    attributes: tuple[str, str, str]
+    attributes: Combo
     flaw: str | None = None
     grade: int = 0
-    prompt: tuple[str, str, str] | None = None
+    prompt: Combo | None = None
 
-    def against(self, prompt: tuple[str, str, str]) -> View:
+    def against(self, prompt: Combo) -> View:
         return replace(self, prompt=prompt)
 
     def damage(self, dimension: str) -> float:
         total = 0.0 if self.flaw is None else (FLAWS | GENERATED)[self.flaw].damage(dimension, self.grade)
         if dimension == "text_alignment" and self.prompt is not None:
-            total += _WRONG[
-                sum(seen != asked for seen, asked in zip(self.attributes, self.prompt, strict=True))
-            ]
+            wrong = [seen != asked for seen, asked in zip(self.attributes, self.prompt, strict=True)]
+            total += _WRONG[sum(wrong)]
         return total
 
     @property
@@ -63,9 +70,20 @@ class View:
         return f"{world.caption_of(*self.attributes)}, {word}."
 
 
-@lru_cache(maxsize=None)
+@cache
 def _mask(shape: str, sub_x: int, sub_y: int) -> np.ndarray:
-    return world.shape_mask(shape, _HALF + sub_x / _OFFSETS, _HALF + sub_y / _OFFSETS, size=2 * _HALF + 1)
+    x, y, size = _HALF + sub_x / _OFFSETS, _HALF + sub_y / _OFFSETS, 2 * _HALF + 1
+    if shape in world.SHAPES:
+        return world.shape_mask(shape, x, y, size=size)
+    grid = (np.arange(size * 4, dtype=np.float32) + 0.5) / 4 - 0.5
+    u, v = (grid[None, :] - x) / world.RADIUS, (grid[:, None] - y) / world.RADIUS
+    if shape == "disc":
+        inside = u * u + v * v <= 1
+    elif shape == "diamond":
+        inside = np.abs(u) + np.abs(v) <= 1
+    else:
+        inside = (np.abs(u) <= 1) & (np.abs(v) <= 0.35)
+    return inside.reshape(size, 4, size, 4).mean(axis=(1, 3), dtype=np.float32)
 
 
 def _paint(canvas: np.ndarray, shape: str, colour: str, x: float, y: float) -> None:
@@ -77,13 +95,23 @@ def _paint(canvas: np.ndarray, shape: str, colour: str, x: float, y: float) -> N
     columns = slice(max(left, 0), min(left + len(mask), world.SIZE))
     if rows.start < rows.stop and columns.start < columns.stop:
         part = mask[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left, None]
-        canvas[rows, columns] += part * (
-            np.asarray(world.COLOURS[colour], np.float32) - canvas[rows, columns]
-        )
+        paint = np.asarray(COLOURS[colour], dtype=np.float32)
+        canvas[rows, columns] += part * (paint - canvas[rows, columns])
+
+
+def part_of(combo: Combo) -> str:
+    """As `world.part_of`, with all that is not of the world in the part "strange"."""
+    known = combo[0] in world.COLOURS and combo[1] in world.SHAPES
+    return world.part_of(*combo) if known else "strange"
+
+
+@cache
+def combos_of(part: str) -> list[Combo]:
+    return [c for c in product(COLOURS, SHAPES, world.DIRECTIONS) if part_of(c) == part]
 
 
 def draw_clip(
-    combo: tuple[str, str, str],
+    combo: Combo,
     flaw: str | None,
     rng: np.random.Generator,
     window: tuple[int, int] | None = None,
@@ -100,7 +128,8 @@ def draw_clip(
     scene = world.draw_scene(colour, shape, direction, rng)
     step = world.TRAVEL / (num - 1)
     steps = np.tile(np.asarray(world.DIRECTIONS[direction]) * step, (num, 1))
-    change = int(rng.integers(span[0] + (stop - start) // 2, stop - 1))
+    middle = span[0] + (stop - start) // 2
+    change = int(rng.integers(middle, max(middle + 1, stop - 1)))
     if flaw == "turn":
         other = str(rng.choice([d for d in world.DIRECTIONS if d != direction]))
         steps[change:] = np.asarray(world.DIRECTIONS[other]) * step
@@ -108,18 +137,18 @@ def draw_clip(
     frames = _render(combo, place, flaw, change, rng)
     grade = int(rng.choice(GRADES))
     if flaw is not None and flaw in FLAWS:
-        sound = [c for c in world.combinations() if world.part_of(*c) == world.part_of(*combo) and c != combo]
-        spliced = draw_clip(sound[rng.integers(len(sound))], None, rng)[0] if flaw == "splice" else None
+        others = [c for c in combos_of(part_of(combo)) if c != combo]
+        spliced = draw_clip(others[rng.integers(len(others))], None, rng)[0] if flaw == "splice" else None
         frames = corrupt(flaw, frames, span, grade, rng, spliced)
     return _as_decoded(frames, rng)[start:stop], place[start:stop], View(combo, flaw, grade if flaw else 0)
 
 
 def _render(
-    combo: tuple[str, str, str], place: np.ndarray, flaw: str | None, change: int, rng: np.random.Generator
+    combo: Combo, place: np.ndarray, flaw: str | None, change: int, rng: np.random.Generator
 ) -> np.ndarray:
     """The shape at every place [T, 2]; a morph and a double begin at frame `change`."""
     colour, shape, direction = combo
-    late = str(rng.choice([s for s in world.SHAPES if s != shape]))
+    late = str(rng.choice([s for s in SHAPES if s != shape]))
     across = np.asarray(world.DIRECTIONS[direction])[::-1] * rng.uniform(9, 13)
     if ((place[0] + across - world.SIZE / 2) * across).sum() > 0:
         across = -across  # towards the side that has room
@@ -156,13 +185,15 @@ def draw_pool(
     num_frames: int | None = None,
     names: tuple[str, ...] = NAMES,
     steady: float = 0.35,
+    strange: float = 0.0,
 ) -> Pool:
-    """`num` clips of the captions of a split part, a share `steady` of them without a flaw, else one of `names`.
+    """`num` clips of a part's captions, a share `steady` of them sound, the others with one of `names`.
+
+    A share `strange` of the clips shows what the world does not have.
 
     Whole clips come as the 8 frames that a judge is shown of them; with `num_frames` windows of as many
     consecutive frames come instead.
     """
-    combos = [c for c in world.combinations() if world.part_of(*c) == part]
     frames, places, views = [], [], []
     for _ in range(num):
         flaw = None if rng.random() < steady else names[rng.integers(len(names))]
@@ -170,6 +201,8 @@ def draw_pool(
         if num_frames is not None:
             start = int(rng.integers(0, world.NUM_FRAMES - num_frames + 1))
             window = (start, start + num_frames)
+            flaw = None if flaw == "turn" else flaw  # too few frames to turn in
+        combos = combos_of("strange" if rng.random() < strange else part)
         clip, place, view = draw_clip(combos[rng.integers(len(combos))], flaw, rng, window)
         shown = pick_frames(len(clip), 8)
         frames.append(clip[shown])

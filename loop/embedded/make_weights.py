@@ -139,7 +139,12 @@ def train_generator(out: Path, num_steps: int = 320, batch: int = 32, lr: float 
     The whole pipeline is saved every 20 steps from 200 on (`base-STEP`), so that a base can be chosen that is
     coherent but flawed: by step 400 the report captions' total is .59 already, at step 200 it is below .17.
     """
-    from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+    from diffusers import (
+        AutoencoderKLWan,
+        FlowMatchEulerDiscreteScheduler,
+        WanPipeline,
+        WanTransformer3DModel,
+    )
 
     vae = AutoencoderKLWan.from_pretrained(out / "vae").eval().requires_grad_(False)
     tokenizer, text_encoder = make_text_encoder(seed)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -225,6 +226,6 @@ def _mean(marks: np.ndarray, weights: np.ndarray) -> float:
     return float((marks * weights).sum() / weights.sum())
 
 
-def _ramp(value, low: float, high: float):  # float → float, array → array
-    """0 up to low, 1 from high, a straight line between."""
+def _ramp(value: Any, low: float, high: float) -> Any:
+    """0 up to low, 1 from high, a straight line between; of a number or an array of any shape."""
     return np.clip((value - low) / (high - low), 0.0, 1.0)

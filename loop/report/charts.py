@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from loop.report.markup import Html, element, join
 
-Scale = Callable[[float], float]  # data → user units
 _LEFT, _RIGHT, _TOP, _BOTTOM = 34.0, 14.0, 14.0, 22.0  # margins in user units
 
 
@@ -39,6 +38,39 @@ def interval(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"{number(low)} to {number(high)}"
 
 
+@dataclass(frozen=True)
+class _Plot:
+    """Places of rounds and values in user units."""
+
+    num_rounds: int
+    low: float
+    high: float
+    large: bool
+
+    @property
+    def width(self) -> float:
+        return 680.0 if self.large else 320.0
+
+    @property
+    def height(self) -> float:
+        return 430.0 if self.large else 168.0
+
+    @property
+    def right(self) -> float:
+        return self.width - _RIGHT
+
+    def x(self, round_number: int) -> float:
+        return _LEFT + (self.right - _LEFT) * round_number / max(1, self.num_rounds)
+
+    def y(self, value: float) -> float:
+        inside = min(max(value, self.low), self.high)
+        return _TOP + (self.height - _TOP - _BOTTOM) * (1 - (inside - self.low) / (self.high - self.low))
+
+    def across(self, value: float, kind: str) -> Html:
+        at = _at(self.y(value))
+        return element("line", _class=kind, x1=_LEFT, x2=self.right, y1=at, y2=at)
+
+
 def curve(
     points: Sequence[Point],
     title: str,
@@ -51,102 +83,91 @@ def curve(
 ) -> Html:
     """One metric over rounds 0…num_rounds. Rolled-back candidates are hollow and hang off their parent.
 
-    reference: a value that means "no difference"; real: the same measure on real clips.
-
     bounds: the y axis; None = from zero (or the lowest value below it) to a round number above the data.
+    reference: a value that means "no difference"; real: the same measure on real clips.
     """
-    width, height = (680.0, 430.0) if large else (320.0, 168.0)
-    low_y, high_y = bounds or _nice_bounds(points, real)
-    span_x = max(1, num_rounds)
-
-    def x(round_number: float) -> float:
-        return _LEFT + (width - _LEFT - _RIGHT) * (round_number / span_x)
-
-    def y(value: float) -> float:
-        inside = min(max(value, low_y), high_y)
-        return _TOP + (height - _TOP - _BOTTOM) * (1 - (inside - low_y) / (high_y - low_y))
-
-    parts: list[Html] = []
-    for tick in _ticks(low_y, high_y, large):
-        parts.append(
-            element("line", _class="grid", x1=_LEFT, x2=width - _RIGHT, y1=_at(y(tick)), y2=_at(y(tick)))
-        )
-        parts.append(element("text", _tick(tick), _class="tick end", x=_LEFT - 6, y=_at(y(tick) + 3.5)))
-    for tick_round in _round_ticks(num_rounds, 12 if large else 7):
-        label = "base" if tick_round == 0 else f"round {tick_round}" if large else str(tick_round)
-        parts.append(
-            element(
-                "text",
-                label,
-                _class="tick end" if large and tick_round == num_rounds > 0 else "tick middle",
-                x=_at(x(tick_round)),
-                y=height - 5,
-            )
-        )
-    if reference is not None:
-        at = _at(y(reference))
-        parts.append(element("line", _class="reference", x1=_LEFT, x2=width - _RIGHT, y1=at, y2=at))
-    if real is not None:
-        at = y(real)
-        parts.append(
-            element("line", _class="target", x1=_LEFT, x2=width - _RIGHT, y1=_at(at), y2=_at(at))
-        )
-        told_real = f"real clips {number(real)}"
-        # below the line where there is no room above it
-        parts.append(element("text", told_real, _class="real", x=_LEFT + 8, y=_at(at - 6 if at > 26 else at + 14)))
-    parts.append(_band([p for p in points if p.kept is not False], x, y))
-    parts.append(_lines(points, x, y))
-    for index, p in enumerate(points):
-        hollow = p.kept is False
-        told = f"{'base' if p.round == 0 else f'round {p.round}'}: {number(p.value)}"
-        told += f", 95 % interval {interval(p.low, p.high)}" if interval(p.low, p.high) else ""
-        told += f", {p.num_clips} clips" if p.num_clips else ""
-        told += ", rolled back" if hollow else ""
-        marks: list[Html] = [element("title", told)]
-        if p.low is not None and p.high is not None and (hollow or large):
-            marks.append(
-                element(
-                    "line",
-                    _class="whisker",
-                    x1=_at(x(p.round)),
-                    x2=_at(x(p.round)),
-                    y1=_at(y(p.low)),
-                    y2=_at(y(p.high)),
-                )
-            )
-        radius = 4.5 if large else 3.2
-        marks.append(element("circle", _class="hit", cx=_at(x(p.round)), cy=_at(y(p.value)), r=14))
-        marks.append(
-            element(
-                "circle",
-                _class="dot hollow" if hollow else "dot",
-                cx=_at(x(p.round)),
-                cy=_at(y(p.value)),
-                r=radius,
-            )
-        )
-        if large and len(points) <= 10:
-            side = "start" if index == 0 else "end" if p.round == num_rounds else "middle"
-            shift = 8 if side == "start" else -8 if side == "end" else 0
-            marks.append(
-                element(
-                    "text",
-                    number(p.value),
-                    _class=f"value {side}",
-                    x=_at(x(p.round) + shift),
-                    y=_at(y(p.value) - 10),
-                )
-            )
-        parts.append(element("g", *marks))
-    told = "; ".join(f"{'base' if p.round == 0 else f'round {p.round}'} {number(p.value)}" for p in points)
+    plot = _Plot(num_rounds, *(bounds or _nice_bounds(points, real)), large)
+    told = "; ".join(f"{_round_name(p.round)} {number(p.value)}" for p in points)
     return element(
         "svg",
-        *parts,
+        *_axes(plot),
+        None if reference is None else plot.across(reference, "reference"),
+        None if real is None else _target(plot, real),
+        _band(plot, [p for p in points if p.kept is not False]),
+        _lines(plot, points),
+        *(_mark(plot, p, with_value=large and len(points) <= 10) for p in points),
         _class="curve",
-        viewBox=f"0 0 {width:g} {height:g}",
+        viewBox=f"0 0 {plot.width:g} {plot.height:g}",
         role="img",
         aria_label=f"{title}: {told}",
     )
+
+
+def _axes(plot: _Plot) -> Iterator[Html]:
+    for tick in _ticks(plot.low, plot.high, plot.large):
+        yield plot.across(tick, "grid")
+        yield element("text", _tick(tick), _class="tick end", x=_LEFT - 6, y=_at(plot.y(tick) + 3.5))
+    for r in _round_ticks(plot.num_rounds, 12 if plot.large else 7):
+        name = _round_name(r) if plot.large or r == 0 else str(r)
+        side = "end" if plot.large and r == plot.num_rounds > 0 else "middle"
+        yield element("text", name, _class=f"tick {side}", x=_at(plot.x(r)), y=plot.height - 5)
+
+
+def _target(plot: _Plot, real: float) -> Html:
+    # the words go below the line where there is no room above it
+    at = plot.y(real) - 6 if plot.y(real) > 26 else plot.y(real) + 14
+    name = element("text", f"real clips {number(real)}", _class="real", x=_LEFT + 8, y=_at(at))
+    return join(plot.across(real, "target"), name)
+
+
+def _mark(plot: _Plot, p: Point, with_value: bool) -> Html:
+    """A point with its interval and, as a title, everything known about it."""
+    x, y, hollow = _at(plot.x(p.round)), plot.y(p.value), p.kept is False
+    bounds = interval(p.low, p.high)
+    told = f"{_round_name(p.round)}: {number(p.value)}"
+    told += f", 95 % interval {bounds}" if bounds else ""
+    told += f", {p.num_clips} clips" if p.num_clips else ""
+    whisker = value = None
+    if p.low is not None and p.high is not None and (hollow or plot.large):
+        whisker = element("line", _class="whisker", x1=x, x2=x, y1=_at(plot.y(p.low)), y2=_at(plot.y(p.high)))
+    if with_value:
+        first, last = p.round == 0, p.round == plot.num_rounds
+        side, shift = ("start", 8) if first else ("end", -8) if last else ("middle", 0)
+        place = _at(plot.x(p.round) + shift)
+        value = element("text", number(p.value), _class=f"value {side}", x=place, y=_at(y - 10))
+    return element(
+        "g",
+        element("title", told + (", rolled back" if hollow else "")),
+        whisker,
+        element("circle", _class="hit", cx=x, cy=_at(y), r=14),
+        element(
+            "circle", _class="dot hollow" if hollow else "dot", cx=x, cy=_at(y), r=4.5 if plot.large else 3.2
+        ),
+        value,
+    )
+
+
+def _band(plot: _Plot, points: Sequence[Point]) -> Html | None:
+    known = [(p.round, p.low, p.high) for p in points if p.low is not None and p.high is not None]
+    if len(known) < 2:
+        return None
+    edge = [(r, high) for r, _, high in known] + [(r, low) for r, low, _ in reversed(known)]
+    corners = " ".join(f"{_at(plot.x(r))},{_at(plot.y(v))}" for r, v in edge)
+    return element("polygon", _class="band", points=corners)
+
+
+def _lines(plot: _Plot, points: Sequence[Point]) -> Html:
+    """A solid line through what was kept, a dashed one from the parent to each rolled-back candidate."""
+    pieces: list[Html] = []
+    parent: Point | None = None
+    for p in points:
+        if parent is not None:
+            kind = "path dashed" if p.kept is False else "path"
+            (x1, y1), (x2, y2) = ((_at(plot.x(q.round)), _at(plot.y(q.value))) for q in (parent, p))
+            pieces.append(element("line", _class=kind, x1=x1, y1=y1, x2=x2, y2=y2))
+        if p.kept is not False:
+            parent = p
+    return join(*pieces)
 
 
 def histogram(counts: Mapping[str, Sequence[int]], title: str, palette: Mapping[str, int]) -> Html:
@@ -189,33 +210,8 @@ def histogram(counts: Mapping[str, Sequence[int]], title: str, palette: Mapping[
     )
 
 
-def _band(points: Sequence[Point], x: Scale, y: Scale) -> Html:
-    known = [(p.round, p.low, p.high) for p in points if p.low is not None and p.high is not None]
-    if len(known) < 2:
-        return Html("")
-    edge = [(r, high) for r, _, high in known] + [(r, low) for r, low, _ in reversed(known)]
-    return element("polygon", _class="band", points=" ".join(f"{_at(x(r))},{_at(y(v))}" for r, v in edge))
-
-
-def _lines(points: Sequence[Point], x: Scale, y: Scale) -> Html:
-    """A solid line through what was kept, a dashed one from the parent to each rolled-back candidate."""
-    pieces: list[Html] = []
-    parent: Point | None = None
-    for p in points:
-        if parent is not None:
-            pieces.append(
-                element(
-                    "line",
-                    _class="path dashed" if p.kept is False else "path",
-                    x1=_at(x(parent.round)),
-                    y1=_at(y(parent.value)),
-                    x2=_at(x(p.round)),
-                    y2=_at(y(p.value)),
-                )
-            )
-        if p.kept is not False:
-            parent = p
-    return join(*pieces)
+def _round_name(r: int) -> str:
+    return "base" if r == 0 else f"round {r}"
 
 
 def _at(place: float) -> str:

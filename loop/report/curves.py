@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from loop.report.charts import Point, curve, interval, number
@@ -13,6 +13,7 @@ UNIT = (0.0, 1.0)
 # a judge that stays the same for the whole campaign names itself so in the metrics' judge column
 FROZEN_JUDGE = ("frozen", "held")
 TRAINING = "training judge"
+REAL = "real_"  # before a metric's name: the same measure on the held-out real clips
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ GROUPS = (
         "Preference",
         "Win rates count ties half; one half means no difference.",
         (
-            Metric("win_rate_vs_base", "Win rate against the base", "higher", UNIT, 0.5),
-            Metric("win_rate_vs_previous", "Win rate against the previous", "higher", UNIT, 0.5),
+            Metric("win_rate_vs_base", "Win rate against base", "higher", UNIT, 0.5),
+            Metric("win_rate_vs_previous", "Win rate against previous", "higher", UNIT, 0.5),
             Metric("fool_rate", "Fool rate", "higher", UNIT, 0.5, "takes preferred to a real clip"),
         ),
         colour=2,
@@ -62,8 +63,9 @@ GROUPS = (
         "Motion and drift",
         "Optical flow of the clips, and how far the policy’s predictions have moved from the base’s.",
         (
-            Metric("motion_magnitude", "Motion magnitude", "", note="pixels a frame"),
+            Metric("motion_magnitude", "Motion magnitude", "", note="share of the diagonal a frame"),
             Metric("motion_smoothness", "Motion smoothness", "higher"),
+            Metric("flicker", "Flicker", "lower"),
             Metric(
                 "drift_from_base",
                 "Drift from the base",
@@ -88,6 +90,17 @@ GROUPS = (
             ),
             Metric("judge_oracle_agreement", "Agreement with the oracle", "higher", UNIT, 0.5),
             Metric(
+                "judge_oracle_agreement_vs_base", "Agreement with the oracle", "higher", UNIT, 0.5, "vs base"
+            ),
+            Metric(
+                "judge_oracle_agreement_vs_previous",
+                "Agreement with the oracle",
+                "higher",
+                UNIT,
+                0.5,
+                "vs previous",
+            ),
+            Metric(
                 "pair_precision",
                 "Pair precision",
                 "higher",
@@ -107,15 +120,18 @@ def curves(run: Run) -> Html | None:
     rows = run.metrics
     if not rows:
         return None
+    reals = {row["metric"]: float(row["value"]) for row in rows if row["metric"].startswith(REAL)}
     known = {metric.name for group in GROUPS for metric in group.metrics}
-    strangers = sorted({row["metric"] for row in rows} - known)
+    strangers = sorted({row["metric"] for row in rows} - known - set(reals))
     others = Group(
         "Other", "", tuple(Metric(name, name.replace("_", " "), "") for name in strangers), colour=5
     )
     told = "Bands and bars are 95 % intervals. The bold number belongs to the last round kept."
     if any(row["kept"] is False for row in rows):
         told += " A hollow point is a candidate that was rolled back."
-    return join(element("p", told, _class="lead"), *(_group(run, group, rows) for group in (*GROUPS, others)))
+    return join(
+        element("p", told, _class="lead"), *(_group(run, group, rows, reals) for group in (*GROUPS, others))
+    )
 
 
 def points_of(rows: Sequence[Row], about_judge: bool = False) -> list[Point]:
@@ -133,7 +149,7 @@ def points_of(rows: Sequence[Row], about_judge: bool = False) -> list[Point]:
     ]
 
 
-def _group(run: Run, group: Group, rows: Sequence[Row]) -> Html | None:
+def _group(run: Run, group: Group, rows: Sequence[Row], reals: Mapping[str, float]) -> Html | None:
     cards: list[Html] = []
     for metric in group.metrics:
         lines: dict[tuple[str, str], list[Row]] = {}
@@ -142,7 +158,15 @@ def _group(run: Run, group: Group, rows: Sequence[Row]) -> Html | None:
                 lines.setdefault((row.get("part") or "", _measured_by(row)), []).append(row)
         several = len({part for part, _ in lines}) > 1
         cards += [
-            _card(run, group, metric, line, judge, f"{part} part" if several else "")
+            _card(
+                run,
+                group,
+                metric,
+                line,
+                judge,
+                f"{part} part" if several else "",
+                reals.get(REAL + metric.name),
+            )
             for (part, judge), line in sorted(lines.items())
         ]
     if not cards:
@@ -159,12 +183,14 @@ def _group(run: Run, group: Group, rows: Sequence[Row]) -> Html | None:
 
 
 def _measured_by(row: Row) -> str:
-    """ "" for no judge, the name of a frozen one, TRAINING for whichever judge was in force in its round."""
+    """Empty for no judge, the name of a frozen one, TRAINING for whichever judge was in force then."""
     judge = str(row.get("judge") or "")
     return judge if not judge or judge.startswith(FROZEN_JUDGE) else TRAINING
 
 
-def _card(run: Run, group: Group, metric: Metric, rows: Sequence[Row], judge: str, part: str) -> Html:
+def _card(
+    run: Run, group: Group, metric: Metric, rows: Sequence[Row], judge: str, part: str, real: float | None
+) -> Html:
     points = points_of(rows, group.about_judge)
     large = metric.name == "oracle_total"
     # a rolled-back candidate is not what the campaign has now
@@ -188,6 +214,7 @@ def _card(run: Run, group: Group, metric: Metric, rows: Sequence[Row], judge: st
             num_rounds=max(run.rounds, default=0),
             bounds=metric.bounds,
             reference=metric.reference,
+            real=real,
             large=large,
         ),
         element("p", "judge changes every round", _class="warning", title="measured by the training judge")

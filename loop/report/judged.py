@@ -96,9 +96,10 @@ def examples(run: Run, clips: Clips) -> Html | None:
     places = dict.fromkeys([0, len(ranked) // 2, len(ranked) - 1])
     names = ["Most certain", "Typical", "Least certain"] if len(places) == 3 else ["Verdict"] * len(places)
     files = _files(run, r)
+    # by clips, not by question: the pair of a guided take rests on several questions, one a segment
     fate = {
-        p["question_id"]: p
-        for p in run.table(r, "pair", "pairs.parquet", ("question_id", "winner_id", "weight"))
+        frozenset((pair["winner_id"], pair["loser_id"])): pair
+        for pair in run.table(r, "pair", "pairs.parquet", ("winner_id", "loser_id", "weight"))
     }
     wanted = {ranked[i]["question_id"] for i in places}
     votes = _votes(run, r, wanted)
@@ -108,7 +109,7 @@ def examples(run: Run, clips: Clips) -> Html | None:
             ranked[i],
             files,
             [v for v in votes if v["question_id"] == ranked[i]["question_id"]],
-            fate.get(ranked[i]["question_id"]),
+            fate.get(frozenset((ranked[i]["first_id"], ranked[i]["second_id"]))),
             run.artefact(r, "pair") is not None,
             clips,
         )
@@ -148,7 +149,11 @@ def _example(
         element(
             "header",
             element("span", name, _class="title"),
-            element("span", kind + (f" {segment}" if segment is not None else ""), _class="note right"),
+            element(
+                "span",
+                kind + (f" {segment}, whole clips shown" if segment is not None else ""),
+                _class="note right",
+            ),
         ),
         element("p", verdict.get("prompt") or "", _class="prompt"),
         element(

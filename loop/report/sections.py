@@ -62,6 +62,7 @@ def summary(run: Run) -> Html:
             else "No update is done yet"
         )
         return element("p", f"{told}{level}.", _class="summary")
+    real = run.metric("real_oracle_total", last)
     start = f"After {rounds}, {len(kept)} kept"
     if base is None or end is None:
         rate = run.metric("win_rate_vs_base", last)
@@ -79,7 +80,8 @@ def summary(run: Run) -> Html:
         element("b", _level(end)),
         f" in round {last}, the last one kept",
         ", and the two intervals overlap" if _overlap(base, end) else "",
-        "; in brackets, 95 % intervals." if interval(end.get("low"), end.get("high")) else ".",
+        f"; real clips score {number(real['value'])}" if real else "",
+        "; in brackets, 95\u00a0% intervals." if interval(end.get("low"), end.get("high")) else ".",
         _class="summary",
     )
 

@@ -84,7 +84,14 @@ def _head(run: Run, index: int) -> Html:
 
 
 def _cells(row: GridRow, columns: Sequence[int], with_real: bool, clips: Clips) -> list[Html]:
-    out = [element("div", element("span", row.prompt), element("small", f"seed {row.seed}"), _class="prompt")]
+    out = [
+        element(
+            "div",
+            element("span", row.prompt, title=row.prompt),
+            element("small", f"seed {row.seed}"),
+            _class="prompt",
+        )
+    ]
     if with_real:
         out.append(
             element(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from generator.models.base import VideoModel, load_model
 from loop.models import resolve_model
 from loop.stages import StageContext
+from reward.voting import DimensionVerdict, Verdict
 
 
 def device() -> str:
@@ -53,3 +55,23 @@ def clip_paths(ctx: StageContext, *artefacts: str) -> dict[str, Path]:
         table, key = ("anchors.parquet", "anchor_id") if name == "prepare" else ("takes.parquet", "take_id")
         paths |= {row[key]: folder / row["file"] for row in read_table(folder / table)}
     return paths
+
+
+def verdicts_of(rows: list[dict[str, Any]]) -> dict[str, Verdict]:
+    """verdicts.parquet, one row a question and dimension, back to one Verdict a question."""
+    by_question: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        by_question[row["question_id"]].append(row)
+    fields = DimensionVerdict.__dataclass_fields__
+    return {
+        question_id: Verdict(
+            question_id,
+            of[0]["kind"],
+            of[0]["segment"],
+            "",
+            {row["dimension"]: DimensionVerdict(**{f: row[f] for f in fields}) for row in of},
+            of[0]["num_votes"],
+            of[0]["num_abstentions"],
+        )
+        for question_id, of in by_question.items()
+    }

@@ -17,7 +17,7 @@ from reward.question import Question
 
 
 def run(ctx: StageContext) -> None:
-    questions = plan_questions(ctx)
+    questions = plan_questions(ctx, ctx.round)
     judge = open_judge(ctx, ctx.inputs.get("judge"))
     try:
         votes = ask(ctx, judge, questions, ctx.config.label.voting.num_ballots, "votes")
@@ -32,12 +32,15 @@ def run(ctx: StageContext) -> None:
     write_json(ctx.out / "metrics.json", {"judge": identity, "num_votes": len(votes), "num_abstentions": abstentions})
 
 
-def plan_questions(ctx: StageContext) -> list[Question]:
-    """Fresh takes against each other and against an anchor of their caption; guided pairs segment by segment."""
+def plan_questions(ctx: StageContext, round_number: int) -> list[Question]:
+    """Fresh takes against each other and against an anchor of their caption; guided pairs segment by segment.
+
+    The same questions with the same ids whenever it is called for a round and its sample artefact.
+    """
     takes = read_table(ctx.inputs["sample"] / "takes.parquet")
     anchors = [a for a in read_table(ctx.inputs["prepare"] / "anchors.parquet") if a["part"] == "train"]
     paths = clip_paths(ctx, "prepare", "sample")
-    scope = f"{ctx.config.seed}/{ctx.round}/label"
+    scope = f"{ctx.config.seed}/{round_number}/label"
     dimensions, settings = ctx.config.judge.dimensions, ctx.config.label
     questions: list[Question] = []
 
@@ -60,7 +63,7 @@ def plan_questions(ctx: StageContext) -> list[Question]:
             add("take_take", one["take_id"], other["take_id"], one)
         real = by_caption[prompt_takes[0]["prompt"]]
         for take in prompt_takes[: settings.against_real] if real else []:
-            [anchor] = draw(real, 1, ctx.round, ctx.config.seed, f"real {take['take_id']}")
+            [anchor] = draw(real, 1, round_number, ctx.config.seed, f"real {take['take_id']}")
             add("take_real", take["take_id"], anchor["anchor_id"], take)
     if settings.segments:
         facts = json.loads((ctx.inputs["prepare"] / "clip.json").read_text())

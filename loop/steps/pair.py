@@ -13,10 +13,9 @@ import pyarrow as pa
 
 from loop.config import CampaignConfig
 from loop.stages import StageContext, derive_seed
-from loop.steps.common import read_table, write_json, write_table
+from loop.steps.common import read_table, verdicts_of, write_json, write_table
 from reward.certainty import why_not_confident
 from reward.config import CertaintyConfig
-from reward.voting import DimensionVerdict, Verdict
 
 PAIRS = pa.schema(
     [
@@ -176,10 +175,7 @@ def _whole_clip(source: str, v: dict, take: dict, num_latents: int) -> Preferenc
 
 def _why_not(row: dict, limits: CertaintyConfig) -> str | None:
     """Why a row of verdicts.parquet is not certain enough to train on, or None."""
-    found = DimensionVerdict(**{f: row[f] for f in DimensionVerdict.__dataclass_fields__})
-    verdict = Verdict(
-        row["question_id"], row["kind"], row["segment"], "", {"overall": found}, row["num_votes"], row["num_abstentions"]
-    )
+    [verdict] = verdicts_of([row]).values()
     return why_not_confident(verdict, "overall", limits)
 
 

@@ -196,7 +196,7 @@ def load_model(config: JudgeConfig, dtype: str | None = None) -> tuple[Any, Any]
             f"judge.model: cannot load {config.model!r} as a vision-language model with safetensors: {error}"
         ) from error
     model.eval()
-    model.to(torch.device(device))  # type: ignore[arg-type]  # mypy reads a decorator of transformers wrongly
+    model.to(torch.device(device))
     return model, processor
 
 

@@ -1,0 +1,59 @@
+"""Who may import whom, and that the oracle and held-out parts cannot reach training."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TRAINING = ("prepare", "train_judge", "judge_gate", "sample", "label", "pair", "update", "gate")
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file names in an import, at the top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def reachable(start: str) -> set[str]:
+    """Modules of this project that importing `start` leads to, through functions' own imports too."""
+    seen, todo = set(), [start]
+    while todo:
+        name = todo.pop()
+        file = ROOT / Path(*name.split("."))
+        path = file.with_suffix(".py") if file.with_suffix(".py").is_file() else file / "__init__.py"
+        if name in seen or not path.is_file():
+            continue
+        seen.add(name)
+        todo += [n for n in imports(path) if n.split(".")[0] in ("loop", "reward", "generator")]
+    return seen
+
+
+@pytest.mark.parametrize(("room", "forbidden"), [("reward", ("loop", "generator")), ("generator", ("loop", "reward"))])
+def test_imports_run_one_way(room, forbidden):
+    for path in (ROOT / room).rglob("*.py"):
+        wrong = {n for n in imports(path) if n.split(".")[0] in forbidden}
+        assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
+
+
+@pytest.mark.parametrize("stage", TRAINING)
+def test_no_training_stage_reaches_the_oracle(stage):
+    assert "loop.embedded.oracle" not in reachable(f"loop.steps.{stage}")
+
+
+def test_evaluate_does_reach_it():
+    """Else the test above would pass for a wrong reason."""
+    assert "loop.embedded.oracle" in reachable("loop.steps.evaluate")
+    assert "loop.steps.common" in reachable("loop.steps.update")
+
+
+def test_the_shipped_weights_are_trained_on_training_captions_alone():
+    from loop.embedded import world
+
+    parts = [world.part_of(*c) for c in world.combinations()]
+    assert {p: parts.count(p) for p in set(parts)} == {"train": 48, "calibrate": 12, "gate": 12, "report": 24}

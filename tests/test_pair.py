@@ -1,0 +1,132 @@
+"""From verdicts to preferences: signs, filters, counted drops and the random-label control."""
+
+from collections import Counter
+
+import pytest
+
+from loop.config import CampaignConfig
+from loop.steps.pair import make_preferences
+
+LATENT_SEGMENTS = [0, 0, 1, 2, 3]
+
+
+def config(**pair) -> CampaignConfig:
+    return CampaignConfig.model_validate(
+        {
+            "name": "test",
+            "generator": {"model": "embedded:tiny-wan"},
+            "judge": {"model": "embedded:tiny-judge"},
+            "certainty": {"min_margin": 0.5, "min_votes": 2},
+            "pair": pair,
+        }
+    )
+
+
+def take(name, prompt="p0", kind="fresh", anchor=None) -> dict:
+    return {"take_id": name, "kind": kind, "prompt_id": prompt, "prompt": f"text of {prompt}", "anchor_id": anchor}
+
+
+def verdict(first, second, score, kind="take_take", segment=None, certainty=None, votes=4, calibrated=None) -> dict:
+    mode = "first" if score > 0.5 else "second" if score < 0.5 else "tie"
+    return {
+        "question_id": f"q-{first}-{second}-{segment}",
+        "kind": kind,
+        "segment": segment,
+        "first_id": first,
+        "second_id": second,
+        "dimension": "overall",
+        "p_first": score,
+        "p_second": 1 - score,
+        "p_tie": 0.0,
+        "score": score,
+        "mode": mode,
+        "entropy": 0.0,
+        "flip_rate": 0.0,
+        "certainty": abs(2 * score - 1) if certainty is None else certainty,
+        "calibrated_for": calibrated,
+        "num_votes": votes,
+        "num_abstentions": 0,
+    }
+
+
+def make(verdicts, takes, **pair):
+    return make_preferences(verdicts, {t["take_id"]: t for t in takes}, LATENT_SEGMENTS, config(**pair), seed=1)
+
+
+def test_fresh_best_against_worst_and_counts():
+    takes = [take(n) for n in "abc"]
+    verdicts = [verdict("a", "b", 1.0), verdict("b", "c", 0.9), verdict("c", "a", 0.0)]
+    [found], drops = make(verdicts, takes, strategy="best_worst")
+    assert (found.winner_id, found.loser_id, found.signs) == ("a", "c", [1] * 5)
+    assert drops == Counter({("fresh", "not_best_against_worst"): 2})
+    everything, drops = make(verdicts, takes, strategy="all")
+    assert {(p.winner_id, p.loser_id) for p in everything} == {("a", "b"), ("b", "c"), ("a", "c")}
+    assert not drops
+
+
+def test_uncertain_verdicts_are_dropped_by_reason():
+    takes = [take(n) for n in "abcdefgh"]
+    verdicts = [
+        verdict("a", "b", 0.7),  # margin 0.4 < 0.5
+        verdict("c", "d", 0.5),
+        verdict("e", "f", 1.0, votes=1),
+        verdict("g", "h", 1.0, certainty=0.6, calibrated="take_take"),  # a calibrated probability below 0.7
+    ]
+    found, drops = make(verdicts, takes, strategy="all")
+    assert found == []
+    assert sum(drops.values()) == 4 and drops["fresh", "uncertain"] == 2
+    assert drops["fresh", "tie"] == 1 and drops["fresh", "too_few_votes"] == 1
+
+
+def test_guided_signs_follow_their_segments_in_either_order():
+    takes = [take("g0", kind="guided", anchor="x"), take("g1", kind="guided", anchor="x")]
+    verdicts = [
+        verdict("g0", "g1", 1.0, "segment", 0),
+        verdict("g1", "g0", 0.0, "segment", 1),  # shown the other way round: g0 wins again
+        verdict("g1", "g0", 1.0, "segment", 2),
+        verdict("g0", "g1", 0.5, "segment", 3),
+    ]
+    [found], drops = make(verdicts, takes)
+    assert (found.winner_id, found.signs) == ("g0", [1, 1, 1, -1, 0])
+    assert drops == Counter({("guided", "segment_tie"): 1})
+
+
+def test_guided_pairs_need_signed_frames():
+    takes = [take("g0", kind="guided", anchor="x"), take("g1", kind="guided", anchor="x")]
+    tied = [verdict("g0", "g1", 0.5, "segment", s) for s in range(3)] + [verdict("g0", "g1", 1.0, "segment", 3)]
+    found, drops = make(tied, takes)  # one latent frame of five is not more than a fifth
+    assert found == [] and drops["guided", "too_few_signed_segments"] == 1
+
+
+def test_the_real_clip_wins_unless_the_judge_objects():
+    takes = [take("a"), take("b")]
+    verdicts = [verdict("a", "anchor", 0.0, "take_real"), verdict("anchor", "b", 0.0, "take_real")]
+    [found], drops = make(verdicts, takes)
+    assert (found.winner_id, found.loser_id, found.source) == ("anchor", "a", "real")
+    assert drops == Counter({("real", "judge_prefers_the_take"): 1})
+
+
+def test_source_limits_keep_the_most_certain():
+    takes = [take(n) for n in "abcd"]
+    verdicts = [verdict("a", "b", 0.8), verdict("c", "d", 1.0)]
+    [found], drops = make(verdicts, takes, strategy="all", sources={"fresh": {"max": 1, "weight": 0.25}})
+    assert found.winner_id == "c" and found.weight == 0.25
+    assert drops == Counter({("fresh", "over_the_source_limit"): 1})
+
+
+def test_random_labels_flip_about_half_and_stay_seeded():
+    takes = [take(f"t{i}") for i in range(200)]
+    verdicts = [verdict(f"t{i}", f"t{i + 1}", 1.0) for i in range(0, 200, 2)]
+    honest, _ = make(verdicts, takes, strategy="all")
+    control, _ = make(verdicts, takes, strategy="all", control="random_labels")
+    again, _ = make(verdicts, takes, strategy="all", control="random_labels")
+    flipped = sum(h.winner_id != c.winner_id for h, c in zip(honest, control, strict=True))
+    assert 30 < flipped < 70
+    assert control == again
+    assert {frozenset((p.winner_id, p.loser_id)) for p in control} == {frozenset((p.winner_id, p.loser_id)) for p in honest}
+
+
+@pytest.mark.parametrize("key", ["min_certainty", "stategy"])
+def test_unknown_keys_are_errors(key):
+    with pytest.raises(ValueError):
+        config(**{key: 1})
