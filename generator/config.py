@@ -17,15 +17,21 @@ class GeneratorConfig(_Section):
     family: Literal["wan"] = "wan"
     model: str = Field(description="a diffusers folder, a hub id, or embedded:NAME")
     dtype: Literal["float32", "bfloat16"] = "float32"
-    max_text_tokens: int = Field(512, ge=1, description="prompt tokens that the transformer sees, padding included")
+    max_text_tokens: int = Field(
+        512, ge=1, description="prompt tokens that the transformer sees, padding included"
+    )
 
 
 class SamplingConfig(_Section):
     """How a clip is denoised."""
 
     num_steps: int = Field(30, ge=1)
-    guidance_scale: float = Field(1.0, ge=1.0, description="1 = no classifier-free guidance, one forward a step")
-    batch_size: int = Field(8, ge=1, description="clips denoised together; changes no clip beyond float rounding")
+    guidance_scale: float = Field(
+        1.0, ge=1.0, description="1 = no classifier-free guidance, one forward a step"
+    )
+    batch_size: int = Field(
+        8, ge=1, description="clips denoised together; changes no clip beyond float rounding"
+    )
 
 
 class LoraConfig(_Section):
@@ -49,23 +55,43 @@ class UpdateConfig(_Section):
     lora: LoraConfig | None = Field(None, description="null = full weights")
     reference: Literal["parent", "base"] = "parent"
     beta: float = Field(500.0, ge=0)
-    reduction: Literal["clip", "frame"] = Field("clip", description="one margin a clip, or one a latent frame (DenseDPO)")
-    winner_likelihood: float = Field(0.0, ge=0, description="λ1 of Dual-IPO: weight of the winner's own denoising error")
-    real_likelihood: float = Field(0.0, ge=0, description="λ2 of Dual-IPO: weight of the denoising error of anchors")
-    preference_weight: float = Field(1.0, ge=0, description="weight of the preference term; 0 leaves the likelihood terms")
+    reduction: Literal["clip", "frame"] = Field(
+        "clip", description="one margin a clip, or one a latent frame (DenseDPO)"
+    )
+    winner_likelihood: float = Field(
+        0.0, ge=0, description="λ1 of Dual-IPO: weight of the winner's own denoising error"
+    )
+    real_likelihood: float = Field(
+        0.0, ge=0, description="λ2 of Dual-IPO: weight of the denoising error of anchors"
+    )
+    preference_weight: float = Field(
+        1.0, ge=0, description="weight of the preference term; 0 leaves the likelihood terms"
+    )
     learning_rate: float = Field(1e-5, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     warmup_steps: int = Field(10, ge=0)
+    schedule: Literal["constant", "linear"] = Field(
+        "linear",
+        description="linear = down to 0 over the round's steps; a constant rate leaves noise in the weights",
+    )
     num_steps: int = Field(200, ge=1)
     pairs_per_step: int = Field(8, ge=1)
-    anchors_per_step: int = Field(8, ge=1, description="anchors drawn for the real-likelihood or supervised term")
+    anchors_per_step: int = Field(
+        8, ge=1, description="anchors drawn for the real-likelihood or supervised term"
+    )
     max_grad_norm: float = Field(1.0, gt=0)
     timesteps: Literal["logit_normal", "uniform"] = "logit_normal"
-    sigma_range: tuple[float, float] = Field((0.0, 1.0), description="noise levels drawn, after the model's shift")
-    held_out_share: float = Field(0.05, ge=0, lt=1, description="share of the prompts whose pairs choose the checkpoint")
+    sigma_range: tuple[float, float] = Field(
+        (0.0, 1.0), description="noise levels drawn, after the model's shift"
+    )
+    held_out_share: float = Field(
+        0.05, ge=0, lt=1, description="share of the prompts whose pairs choose the checkpoint"
+    )
     evaluate_every: int = Field(20, ge=1)
     checkpoint_every: int = Field(50, ge=1)
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="autocast dtype of the training forward")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="autocast dtype of the training forward"
+    )
 
     @model_validator(mode="after")
     def _range(self) -> UpdateConfig:

@@ -16,13 +16,15 @@ from torch import Tensor
 def frame_errors(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean squared error of each latent frame: float32 [B, T'] of two [B, C, T', H', W']."""
     if prediction.shape != target.shape:
-        raise ValueError(f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} differ in shape")
+        raise ValueError(
+            f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} differ in shape"
+        )
     return (prediction.float() - target.float()).pow(2).mean(dim=(1, 3, 4))
 
 
 @dataclass(frozen=True)
 class PairErrors:
-    """Errors of policy and reference on winners and losers, each float [B, T'], same noise and t within a pair."""
+    """Errors of policy and reference on winners and losers, float [B, T']; same noise and t within a pair."""
 
     policy_winner: Tensor
     policy_loser: Tensor
@@ -36,14 +38,17 @@ class PairErrors:
         return loser - winner
 
 
-def preference_loss(errors: PairErrors, signs: Tensor, weights: Tensor, *, beta: float, reduction: str) -> Tensor:
+def preference_loss(
+    errors: PairErrors, signs: Tensor, weights: Tensor, *, beta: float, reduction: str
+) -> Tensor:
     """−log σ(½·β·margin), the factor ½ as in Diffusion-DPO's appendix and DenseDPO's.
 
     `signs` int [B, T'] holds +1 where the first clip of a pair is better in that latent frame, −1 where the
     second is, 0 for a tie; `weights` float [B].
-    `clip`: one margin a pair, the mean over latent frames, signed by the majority of `signs`; a weighted mean of pairs.
-    `frame`: one margin a latent frame; a weighted mean over all non-tie frames of the batch (DenseDPO, Eq. 8 of
-    the appendix: the count is the batch's, so that long and short ties weigh alike).
+    `clip`: one margin a pair, the mean over latent frames, signed by the majority of `signs`; a weighted
+    mean of pairs.
+    `frame`: one margin a latent frame; a weighted mean over all non-tie frames of the batch (DenseDPO, Eq. 8
+    of the appendix: the count is the batch's, so that long and short ties weigh alike).
     Returns a scalar; 0 when everything is tied. Equal policy and reference give ln 2.
     """
     margins_BT = errors.frame_margins()
@@ -62,7 +67,7 @@ def preference_loss(errors: PairErrors, signs: Tensor, weights: Tensor, *, beta:
 
 @torch.no_grad()
 def preference_statistics(errors: PairErrors, signs: Tensor) -> dict[str, float]:
-    """What the literature says to watch: implicit accuracy, margin, and each side's error against the reference.
+    """What the literature says to watch: implicit accuracy, margin, each side's error against the reference.
 
     A rising winner error is likelihood displacement (the policy gets worse on what it should prefer).
     """

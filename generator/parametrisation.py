@@ -28,11 +28,13 @@ class FlowMatching:
 
 
 def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
-    """The resolution shift of flow-matching schedules (SD3, section 5.3.2): more time at high noise for shift > 1."""
+    """The resolution shift of flow matching (SD3, section 5.3.2): more time at high noise for shift > 1."""
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
-def draw_sigma(num: int, kind: str, shift: float, low: float, high: float, generator: torch.Generator) -> Tensor:
+def draw_sigma(
+    num: int, kind: str, shift: float, low: float, high: float, generator: torch.Generator
+) -> Tensor:
     """Noise levels for training, float32 [num] within [low, high].
 
     `logit_normal` draws σ = sigmoid(N(0, 1)), `uniform` draws U(0, 1); both are shifted as the model's own

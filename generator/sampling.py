@@ -87,7 +87,9 @@ def _predict(
     if negative is None:
         raise ValueError("sampling.guidance_scale > 1 needs the embedding of the empty prompt")
     both = model.predict(
-        torch.cat([x, x]), torch.cat([level, level]), torch.cat([condition, negative.to(x.device).expand(len(x), -1, -1)])
+        torch.cat([x, x]),
+        torch.cat([level, level]),
+        torch.cat([condition, negative.to(x.device).expand(len(x), -1, -1)]),
     )
     conditional, unconditional = both.chunk(2)
     return unconditional + guidance * (conditional - unconditional)

@@ -1,7 +1,7 @@
 """The update: preference optimisation of one round, resumable at its last step checkpoint.
 
-Every draw (batch, noise, noise level) is a pure function of the seed and the step, so a resumed update needs only
-weights and optimiser state to continue bit for bit.
+Every draw (batch, noise, noise level) is a pure function of the seed and the step, so a resumed update needs
+only weights and optimiser state to continue bit for bit.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from generator.losses import PairErrors, frame_errors, preference_loss, preferen
 from generator.models.base import VideoModel
 from generator.parametrisation import draw_sigma
 
+
 @dataclass(frozen=True)
 class PairData:
     """Training pairs in memory.
@@ -42,11 +43,20 @@ class PairData:
 
     def __post_init__(self) -> None:
         if len(self.ids) == 0:
-            raise ValueError("no preference pairs to train on: lower certainty.min_probability or certainty.min_margin, or sample more takes")
+            raise ValueError(
+                "no preference pairs to train on: lower certainty.min_probability or certainty.min_margin, "
+                "or sample more takes"
+            )
         if self.winners.shape != self.losers.shape:
-            raise ValueError(f"winner latents {tuple(self.winners.shape)} and loser latents {tuple(self.losers.shape)} differ")
+            raise ValueError(
+                f"winner latents {tuple(self.winners.shape)} and loser latents {tuple(self.losers.shape)} "
+                "differ in shape"
+            )
         if self.signs.shape != (len(self.ids), self.winners.shape[2]):
-            raise ValueError(f"signs {tuple(self.signs.shape)} do not match {len(self.ids)} pairs × {self.winners.shape[2]} latent frames")
+            raise ValueError(
+                f"signs {tuple(self.signs.shape)} do not match {len(self.ids)} pairs × "
+                f"{self.winners.shape[2]} latent frames"
+            )
         if not self.signs.any():
             raise ValueError("every pair is a tie in every latent frame: nothing to learn from")
 
@@ -75,7 +85,9 @@ def update(
     Stops before the optimiser step on a non-finite loss or gradient, naming the batch's ids.
     """
     parameters = model.prepare_training(config.lora, parent, config.reference, _mix(seed, 3))
-    optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99))
+    optimiser = torch.optim.AdamW(
+        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99)
+    )
     train_rows, held_rows = _split_by_prompt(pairs, config.held_out_share, seed)
     scratch = out / "_scratch"
     scratch.mkdir(parents=True, exist_ok=True)
@@ -83,7 +95,7 @@ def update(
     log = StepLog(out / "log.jsonl", from_step=state["step"], also=on_step)
     for step in range(state["step"], config.num_steps):
         for group in optimiser.param_groups:
-            group["lr"] = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
+            group["lr"] = config.learning_rate * _rate(config, step)
         row = _step(model, parameters, optimiser, pairs, train_rows, anchors, config, seed, step)
         log({"step": step, "split": "train", **row})
         last = step == config.num_steps - 1
@@ -96,7 +108,10 @@ def update(
                 _save(scratch / "best.pt", model.trainable_state())
         state["step"] = step + 1
         if last or step % config.checkpoint_every == config.checkpoint_every - 1:
-            _save(scratch / "state.pt", {"weights": model.trainable_state(), "optimiser": optimiser.state_dict(), **state})
+            _save(
+                scratch / "state.pt",
+                {"weights": model.trainable_state(), "optimiser": optimiser.state_dict(), **state},
+            )
     best: dict[str, float] = {"step": config.num_steps - 1}
     if held_rows and math.isfinite(state["best"]["loss"]):
         best = state["best"]
@@ -122,12 +137,16 @@ def _step(
     loss = torch.zeros((), device=model.device)
     log: dict[str, float] = {}
     ids: list[str] = []
-    wants_pairs = config.method == "preference" and (config.preference_weight > 0 or config.winner_likelihood > 0)
+    wants_pairs = config.method == "preference" and (
+        config.preference_weight > 0 or config.winner_likelihood > 0
+    )
     if wants_pairs:
         assert pairs is not None
         rows = _batch(train_rows, config.pairs_per_step, seed, step)
         ids = [pairs.ids[i] for i in rows]
-        errors = _pair_errors(model, pairs, rows, config, generator, with_reference=config.preference_weight > 0)
+        errors = _pair_errors(
+            model, pairs, rows, config, generator, with_reference=config.preference_weight > 0
+        )
         signs, weights = pairs.signs[rows].to(model.device), pairs.weights[rows].to(model.device)
         if config.preference_weight > 0:
             preference = preference_loss(errors, signs, weights, beta=config.beta, reduction=config.reduction)
@@ -140,7 +159,9 @@ def _step(
     real_weight = 1.0 if config.method == "supervised" else config.real_likelihood
     if real_weight > 0:
         if anchors is None:
-            raise ValueError("update.real_likelihood or update.method supervised needs anchors in the train part")
+            raise ValueError(
+                "update.real_likelihood or update.method supervised needs anchors in the train part"
+            )
         real = _anchor_error(model, anchors, config, generator, seed, step)
         loss = loss + real_weight * real
         log["real_error"] = real.item()
@@ -188,12 +209,19 @@ def _pair_errors(
 
 
 def _anchor_error(
-    model: VideoModel, anchors: AnchorData, config: UpdateConfig, generator: torch.Generator, seed: int, step: int
+    model: VideoModel,
+    anchors: AnchorData,
+    config: UpdateConfig,
+    generator: torch.Generator,
+    seed: int,
+    step: int,
 ) -> Tensor:
     rows = _batch(list(range(len(anchors.latents))), config.anchors_per_step, _mix(seed, 1), step)
     x = anchors.latents[rows].to(model.device)
     eps = torch.randn(x.shape, generator=generator).to(model.device)
-    sigma = draw_sigma(len(rows), config.timesteps, model.shift, *config.sigma_range, generator).to(model.device)
+    sigma = draw_sigma(len(rows), config.timesteps, model.shift, *config.sigma_range, generator).to(
+        model.device
+    )
     with _autocast(model, config):
         prediction = model.predict(
             model.parametrisation.noise(x, eps, sigma), sigma, anchors.conditions[rows].to(model.device)
@@ -202,13 +230,17 @@ def _anchor_error(
 
 
 @torch.no_grad()
-def _held_out(model: VideoModel, pairs: PairData, rows: list[int], config: UpdateConfig, seed: int) -> dict[str, float]:
+def _held_out(
+    model: VideoModel, pairs: PairData, rows: list[int], config: UpdateConfig, seed: int
+) -> dict[str, float]:
     """Preference loss and statistics on held-out pairs, with the same noise and levels at every call."""
     parts: list[PairErrors] = []
     for draw in range(4):
         for start in range(0, len(rows), config.pairs_per_step):
             generator = torch.Generator().manual_seed(_mix(seed, 1_000_003 + 1000 * draw + start))
-            parts.append(_pair_errors(model, pairs, rows[start : start + config.pairs_per_step], config, generator))
+            parts.append(
+                _pair_errors(model, pairs, rows[start : start + config.pairs_per_step], config, generator)
+            )
     errors = PairErrors(*(torch.cat([getattr(p, f) for p in parts]) for f in PairErrors.__dataclass_fields__))
     signs = pairs.signs[rows].to(model.device).repeat(4, 1)
     weights = pairs.weights[rows].to(model.device).repeat(4)
@@ -225,13 +257,23 @@ def _split_by_prompt(pairs: PairData | None, share: float, seed: int) -> tuple[l
     order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(_mix(seed, 2))).tolist()
     held = {prompts[i] for i in order[:num_held]}
     rows = range(len(pairs.ids))
-    return [i for i in rows if pairs.prompt_ids[i] not in held], [i for i in rows if pairs.prompt_ids[i] in held]
+    return [i for i in rows if pairs.prompt_ids[i] not in held], [
+        i for i in rows if pairs.prompt_ids[i] in held
+    ]
+
+
+def _rate(config: UpdateConfig, step: int) -> float:
+    """Factor of the learning rate: a linear warm-up, then constant or linearly down to 0."""
+    decay = 1 - step / config.num_steps if config.schedule == "linear" else 1.0
+    return decay * min(1.0, (step + 1) / max(1, config.warmup_steps))
 
 
 def _batch(rows: list[int], size: int, seed: int, step: int) -> list[int]:
     """The rows of a step: seeded epochs without replacement, a pure function of (seed, step)."""
     if not rows:
-        raise ValueError("no pairs are left for training after the held-out split; lower update.held_out_share")
+        raise ValueError(
+            "no pairs are left for training after the held-out split; lower update.held_out_share"
+        )
     picked = []
     for k in range(step * size, (step + 1) * size):
         epoch, place = divmod(k, len(rows))

@@ -44,6 +44,9 @@ def run(
         overrides = list(set or []) + ([f"rounds={rounds}"] if rounds is not None else [])
         loaded = load_config(config, overrides)
         root = dir or Path("runs") / loaded.config.name
+        from loop.models import check_models
+
+        check_models(loaded.config)
         if dry_run:
             typer.echo(loaded.config.model_dump_json(indent=2))
             typer.echo(f"valid; the run directory would be {root}", err=True)

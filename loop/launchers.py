@@ -1,8 +1,10 @@
 """Where a stage runs. The stage functions are the same under every launcher."""
 
+import importlib
 import os
 import random
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Protocol
 
@@ -29,8 +31,21 @@ class InlineLauncher:
 
     def launch(self, stage: Stage, context: StageContext) -> None:
         function = stage.resolve()
+        _quieten_libraries()
         _seed_libraries(context.seed)  # after the import: a resumed process then draws as this one does
         function(context)
+
+
+def _quieten_libraries() -> None:
+    """Bars of weight files say nothing beside the stage's own; what libraries log goes to the stage's log."""
+    warnings.filterwarnings("ignore", "Already found a `peft_config`")  # policy and reference adapters: meant
+    if "torch" not in sys.modules:
+        return
+    for library in ("transformers", "diffusers"):
+        logs = importlib.import_module(f"{library}.utils.logging")
+        logs.disable_progress_bar()  # of loading and saving; downloads keep theirs
+        logs.disable_default_handler()
+        logs.enable_propagation()
 
 
 def _seed_libraries(seed: int) -> None:

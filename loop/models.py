@@ -4,9 +4,39 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from loop.config import CampaignConfig
 from loop.errors import UserError
+from reward.judge import check_judge_type
 
 EMBEDDED = Path(__file__).parent / "embedded"
+_PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
+
+
+def check_models(config: CampaignConfig) -> None:
+    """Raise UserError for a judge type or a model that no stage could load. Reads file names, no weights."""
+    try:
+        check_judge_type(config.judge.type)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    _check_folder(
+        resolve_model(config.generator.model, "generator.model"), "generator.model", "model_index.json"
+    )
+    if config.judge.model is not None:
+        _check_folder(resolve_model(config.judge.model, "judge.model"), "judge.model", "config.json")
+
+
+def _check_folder(resolved: str, key: str, marker: str) -> None:
+    folder = Path(resolved)
+    if not folder.is_dir():
+        return  # a hub id
+    if not (folder / marker).is_file():
+        raise UserError(f"{key}: {folder} holds no {marker}; give a folder that save_pretrained wrote")
+    for file in sorted(folder.rglob("*")):
+        if file.suffix in _PICKLES and not any(file.parent.glob("*.safetensors")):
+            raise UserError(
+                f"{key}: {file} is a pickle, which can run code when loaded; "
+                "retake loads safetensors only: save the model again with safetensors"
+            )
 
 
 def resolve_model(reference: str, key: str) -> str:
@@ -23,6 +53,7 @@ def resolve_model(reference: str, key: str) -> str:
         return str(path)
     if looks_like_path:
         raise UserError(
-            f"{key}: no folder {reference!r}; give a model folder, a hub id ORGANISATION/NAME, or embedded:NAME"
+            f"{key}: no folder {reference!r}; "
+            "give a model folder, a hub id ORGANISATION/NAME, or embedded:NAME"
         )
     return reference

@@ -16,6 +16,7 @@ from rich.progress import Progress as Bars
 from loop.curves import read_metrics
 
 SECONDS_BETWEEN_LINES = 15.0
+SECONDS_BEFORE_A_PHASE = 2.0  # phases that follow each other faster pass in silence
 COLUMNS = {  # table column → metric of evaluate
     "oracle total": "oracle_total",
     "win rate vs base": "win_rate_vs_base",
@@ -55,7 +56,7 @@ class BarProgress:
 
 
 class LineProgress:
-    """One stage as plain lines: at the start of each phase, every few seconds, and at the end."""
+    """One stage as plain lines: at its start and end, every few seconds, and where a long phase begins."""
 
     def __init__(self, label: str, console: Console):
         self._label, self._console = label, console
@@ -67,7 +68,8 @@ class LineProgress:
     def start(self, total: int, unit: str) -> None:
         self._total, self._count, self._unit = total, 0, unit
         self._phase_began = time.monotonic()
-        self._print(f"{self._label}: 0/{total} {unit}")
+        if self._phase_began - self._printed >= SECONDS_BEFORE_A_PHASE:
+            self._print(f"{self._label}: 0/{total} {unit}")
 
     def advance(self, n: int = 1) -> None:
         self._count += n

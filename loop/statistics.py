@@ -23,14 +23,16 @@ def bootstrap_mean(
 ) -> Interval:
     """The mean of `values` and its percentile interval over resampled groups.
 
-    Whole groups (prompts, anchors) are drawn with replacement. No values give NaN, one group gives an interval
-    of no width at its mean: there is nothing to learn about its spread.
+    Whole groups (prompts, anchors) are drawn with replacement. A single group has no spread to learn from:
+    its values are drawn instead, and the interval speaks of that group alone. No values give NaN.
     """
     if len(values) != len(groups):
         raise ValueError(f"{len(values)} values but {len(groups)} groups")
     if not len(values):
         return Interval(float("nan"), float("nan"), float("nan"), 0)
     names, index = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    if len(names) == 1:
+        names = index = np.arange(len(values))
     sums = np.bincount(index, weights=np.asarray(values, dtype=float), minlength=len(names))
     counts = np.bincount(index, minlength=len(names))
     draws = np.random.default_rng(seed).integers(len(names), size=(num_draws, len(names)))

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from peft import LoraConfig as PeftLoraConfig
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from reward.config import JudgeConfig, TrainJudgeConfig
@@ -222,6 +222,7 @@ def _supervise(
             peft_config=_peft(config),
             callbacks=[watch],
         )
+        trainer.remove_callback(PrinterCallback)  # stdout is for data
         trainer.train()
     return _plain(trainer.model, config)
 
@@ -248,6 +249,7 @@ def _prefer(
             peft_config=_peft(config),
             callbacks=[watch],
         )
+        trainer.remove_callback(PrinterCallback)  # stdout is for data
         trainer.train()
     return _plain(trainer.model, config)
 

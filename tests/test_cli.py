@@ -94,6 +94,11 @@ def test_dry_run_prints_the_resolved_config_and_starts_nothing(retake, tmp_path)
         (["run", "nothing.yaml"], "does not exist"),
         (["run", "toy.yaml", "--set", "updat.beta=3"], "did you mean"),
         (["run", "toy.yaml", "--dir", "toy.yaml"], "is a file"),
+        (["run", "toy.yaml", "--set", "judge.type=transfomers"], "did you mean 'transformers'"),
+        (["run", "toy.yaml", "--set", "judge.model=/nowhere"], "judge.model: no folder"),
+        (["run", "toy.yaml", "--set", "judge.model=embedded:tiny-juge"], "embedded:tiny-judge"),
+        (["run", "toy.yaml", "--set", "generator.model=nowhere"], "generator.model: no folder"),
+        (["run", "toy.yaml", "--set", "generator.model=folder"], "holds no model_index.json"),
         (["run", "toy.yaml", "--rounds", "-1"], "rounds"),
         (["status", "nothing"], "there is no run nothing"),
         (["status", "."], "not a run directory"),
@@ -102,9 +107,29 @@ def test_dry_run_prints_the_resolved_config_and_starts_nothing(retake, tmp_path)
     ],
 )
 def test_user_errors_exit_with_2_and_leave_no_directory(retake, tmp_path, arguments, part):
+    (tmp_path / "folder").mkdir()
     done = retake(*arguments)
     assert done.exit_code == 2 and part in done.stderr
     assert "Traceback" not in done.output and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "marker", "weights"),
+    [
+        ("generator.model", "model_index.json", "vae/diffusion_pytorch_model.bin"),
+        ("judge.model", "config.json", "pytorch_model.bin"),
+    ],
+)
+def test_pickled_weights_are_refused_before_anything_starts(retake, tmp_path, key, marker, weights):
+    file = tmp_path / "model" / weights
+    file.parent.mkdir(parents=True)
+    (tmp_path / "model" / marker).write_text("{}")
+    file.write_bytes(b"")
+    done = retake("run", "toy.yaml", "--set", f"{key}={tmp_path}/model")
+    assert done.exit_code == 2 and f"{key}: {file} is a pickle" in done.stderr
+    assert not (tmp_path / "runs").exists()
+    file.with_suffix(".safetensors").write_bytes(b"")  # beside them, pickles are not read
+    assert retake("run", "toy.yaml", "--set", f"{key}={tmp_path}/model").exit_code == 0
 
 
 def test_a_changed_config_exits_with_2(retake):

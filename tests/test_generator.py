@@ -1,11 +1,14 @@
 """The generator on a tiny real Wan pipeline: sampling, the one road, adapters, the update and its resume."""
 
+import itertools
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from generator.clips import read_clip
 from generator.config import GeneratorConfig, LoraConfig, SamplingConfig, UpdateConfig
@@ -23,6 +26,17 @@ LORA = LoraConfig(rank=4, alpha=8.0)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> str:
     return make_tiny_wan(tmp_path_factory.mktemp("wan"))
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
+def test_weights_that_are_not_safetensors_are_refused(folder, tmp_path, part):
+    shutil.copytree(folder, tmp_path / "wan")
+    weights = next((tmp_path / "wan" / part).glob("*.safetensors"))
+    name = "pytorch_model.bin" if part == "text_encoder" else "diffusion_pytorch_model.bin"
+    torch.save(load_file(weights), weights.with_name(name))
+    weights.unlink()
+    with pytest.raises(ValueError, match=r"generator\.model: cannot load .* with safetensors"):
+        load_model(GeneratorConfig(model=str(tmp_path / "wan")))
 
 
 @pytest.fixture
@@ -98,16 +112,21 @@ def test_guided_sampling_starts_exactly_at_eta(config):
 
     seen = []
     forward = model.forward
-    model.forward = lambda transformer, x, sigma, c: seen.append((x.clone(), sigma[0].item())) or forward(transformer, x, sigma, c)
+    model.forward = lambda transformer, x, sigma, c: (
+        seen.append((x.clone(), sigma[0].item())) or forward(transformer, x, sigma, c)
+    )
     guided(0.7)
     assert seen[0][1] == pytest.approx(0.7, abs=1e-7)
     torch.testing.assert_close(seen[0][0], 0.3 * anchors + 0.7 * noise, rtol=0, atol=1e-6)
-    assert all(a > b for (_, a), (_, b) in zip(seen, seen[1:], strict=False))
+    assert all(a > b for (_, a), (_, b) in itertools.pairwise(seen))
     model.forward = forward
     torch.testing.assert_close(guided(1e-4), anchors, rtol=0, atol=2e-3)
     # the schedule starts at σ = 1, so η = 1 is a fresh take of the same noise
     torch.testing.assert_close(guided(1.0), sample(model, condition, noise, settings), rtol=0, atol=1e-5)
-    closeness = [torch.corrcoef(torch.stack([guided(e).flatten(), anchors.flatten()]))[0, 1].item() for e in (0.1, 0.4, 0.7, 0.95)]
+    closeness = [
+        torch.corrcoef(torch.stack([guided(e).flatten(), anchors.flatten()]))[0, 1].item()
+        for e in (0.1, 0.4, 0.7, 0.95)
+    ]
     assert closeness == sorted(closeness, reverse=True)
     for eta in (0.0, 1.2):
         with pytest.raises(ValueError, match="eta"):
@@ -121,7 +140,9 @@ def test_one_road_for_real_and_generated(config, tmp_path):
     stub_sampler_output = model.encode(to_tensor(frames))[0]
     store_latents(model, stub_sampler_output, tmp_path / "take.mp4", 8)
     assert (tmp_path / "anchor.mp4").read_bytes() == (tmp_path / "take.mp4").read_bytes()
-    assert torch.equal(read_latents(model, tmp_path / "anchor.mp4"), read_latents(model, tmp_path / "take.mp4"))
+    assert torch.equal(
+        read_latents(model, tmp_path / "anchor.mp4"), read_latents(model, tmp_path / "take.mp4")
+    )
     stored, fps = read_clip(tmp_path / "anchor.mp4")
     assert fps == 8
     assert torch.equal(read_latents(model, tmp_path / "anchor.mp4"), model.encode(to_tensor(stored))[0])
@@ -144,7 +165,12 @@ def test_first_loss_is_ln_2_in_every_round_and_training_lowers_it(config, tmp_pa
     for round_number in (1, 2):
         model, rows = load_model(config), []
         settings = UpdateConfig(
-            lora=lora, beta=100.0, learning_rate=1e-2 if lora else 2e-3, num_steps=25, pairs_per_step=8, held_out_share=0
+            lora=lora,
+            beta=100.0,
+            learning_rate=1e-2 if lora else 2e-3,
+            num_steps=25,
+            pairs_per_step=8,
+            held_out_share=0,
         )
         out = tmp_path / f"{round_number}"
         out.mkdir()
@@ -162,7 +188,9 @@ def test_checkpoint_loads_in_plain_diffusers(config, folder, tmp_path, lora):
 
     model = load_model(config)
     settings = UpdateConfig(lora=lora, learning_rate=1e-2, num_steps=3, pairs_per_step=2)
-    update(model, make_pairs(model), None, settings, parent=None, out=tmp_path, seed=0, on_step=lambda row: None)
+    update(
+        model, make_pairs(model), None, settings, parent=None, out=tmp_path, seed=0, on_step=lambda row: None
+    )
     checkpoint = tmp_path / "checkpoint"
     noise, condition = noise_for([0], SHAPE), model.encode_prompts(PROMPTS[:1])
     want = sample(load_model(config, checkpoint), condition, noise, SamplingConfig(num_steps=3))
@@ -196,7 +224,10 @@ def test_resume_is_bit_identical(config, tmp_path, lora):
 
     def run(out: Path, die_at: int | None = None) -> None:
         model = load_model(config)
-        anchors = AnchorData(torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(1)), make_pairs(model).conditions[:5])
+        anchors = AnchorData(
+            torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(1)),
+            make_pairs(model).conditions[:5],
+        )
 
         def on_step(row):
             if row["step"] == die_at:
@@ -205,7 +236,11 @@ def test_resume_is_bit_identical(config, tmp_path, lora):
         update(model, make_pairs(model), anchors, settings, parent=None, out=out, seed=5, on_step=on_step)
 
     def content(out: Path) -> dict[str, bytes]:
-        return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file() and "_scratch" not in p.parts}
+        return {
+            str(p.relative_to(out)): p.read_bytes()
+            for p in sorted(out.rglob("*"))
+            if p.is_file() and "_scratch" not in p.parts
+        }
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir(), broken.mkdir()
@@ -222,15 +257,48 @@ def test_bad_pairs_and_numbers_are_named(config, tmp_path):
     model = load_model(config)
     pairs = make_pairs(model)
     with pytest.raises(ValueError, match="no preference pairs"):
-        PairData([], [], pairs.winners[:0], pairs.losers[:0], pairs.conditions[:0], pairs.signs[:0], pairs.weights[:0])
+        PairData(
+            [],
+            [],
+            pairs.winners[:0],
+            pairs.losers[:0],
+            pairs.conditions[:0],
+            pairs.signs[:0],
+            pairs.weights[:0],
+        )
     with pytest.raises(ValueError, match="tie"):
-        PairData(pairs.ids, pairs.prompt_ids, pairs.winners, pairs.losers, pairs.conditions, pairs.signs * 0, pairs.weights)
+        PairData(
+            pairs.ids,
+            pairs.prompt_ids,
+            pairs.winners,
+            pairs.losers,
+            pairs.conditions,
+            pairs.signs * 0,
+            pairs.weights,
+        )
     with pytest.raises(ValueError, match="differ"):
-        PairData(pairs.ids, pairs.prompt_ids, pairs.winners, pairs.losers[:, :, :3], pairs.conditions, pairs.signs, pairs.weights)
+        PairData(
+            pairs.ids,
+            pairs.prompt_ids,
+            pairs.winners,
+            pairs.losers[:, :, :3],
+            pairs.conditions,
+            pairs.signs,
+            pairs.weights,
+        )
     with pytest.raises(ValueError, match="to_nothing"):
         bad = UpdateConfig(lora=LoraConfig(target_modules=("to_nothing",)))
         update(model, pairs, None, bad, parent=None, out=tmp_path, seed=0, on_step=lambda row: None)
     pairs.winners[0] = float("nan")
     with pytest.raises(FloatingPointError, match="pair-0"):
         settings = UpdateConfig(num_steps=3, pairs_per_step=6, held_out_share=0)
-        update(load_model(config), pairs, None, settings, parent=None, out=tmp_path, seed=0, on_step=lambda row: None)
+        update(
+            load_model(config),
+            pairs,
+            None,
+            settings,
+            parent=None,
+            out=tmp_path,
+            seed=0,
+            on_step=lambda row: None,
+        )

@@ -6,16 +6,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+ROOMS = ("loop", "reward", "generator")
 TRAINING = ("prepare", "train_judge", "judge_gate", "sample", "label", "pair", "update", "gate")
 
 
 def imports(path: Path) -> set[str]:
-    """Every module that a file names in an import, at the top or inside a function."""
+    """Everything that a file names in an import, at the top or inside a function."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module and node.level == 0, f"{path}: import from the full name"
             found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
     return found
 
@@ -30,11 +32,13 @@ def reachable(start: str) -> set[str]:
         if name in seen or not path.is_file():
             continue
         seen.add(name)
-        todo += [n for n in imports(path) if n.split(".")[0] in ("loop", "reward", "generator")]
+        todo += [name.rpartition(".")[0], *(n for n in imports(path) if n.split(".")[0] in ROOMS)]
     return seen
 
 
-@pytest.mark.parametrize(("room", "forbidden"), [("reward", ("loop", "generator")), ("generator", ("loop", "reward"))])
+@pytest.mark.parametrize(
+    ("room", "forbidden"), [("reward", ("loop", "generator")), ("generator", ("loop", "reward"))]
+)
 def test_imports_run_one_way(room, forbidden):
     for path in (ROOT / room).rglob("*.py"):
         wrong = {n for n in imports(path) if n.split(".")[0] in forbidden}
@@ -46,8 +50,15 @@ def test_no_training_stage_reaches_the_oracle(stage):
     assert "loop.embedded.oracle" not in reachable(f"loop.steps.{stage}")
 
 
+def test_only_evaluate_names_the_oracle():
+    allowed = {"loop/embedded/oracle.py", "loop/steps/evaluate.py"}
+    for path in (path for room in ROOMS for path in (ROOT / room).rglob("*.py")):
+        if path.relative_to(ROOT).as_posix() not in allowed:
+            assert not any("oracle" in name for name in imports(path)), f"{path} imports the oracle"
+
+
 def test_evaluate_does_reach_it():
-    """Else the test above would pass for a wrong reason."""
+    """Else the tests above would pass for a wrong reason."""
     assert "loop.embedded.oracle" in reachable("loop.steps.evaluate")
     assert "loop.steps.common" in reachable("loop.steps.update")
 

@@ -11,14 +11,21 @@ from generator.parametrisation import FlowMatching, draw_sigma, shift_sigma
 
 def errors_of(winner_change, loser_change) -> PairErrors:
     """Reference errors 0.5; the policy's differ by the given changes, lists [B][T']."""
-    winner, loser = torch.tensor(winner_change, dtype=torch.float64), torch.tensor(loser_change, dtype=torch.float64)
+    winner, loser = (
+        torch.tensor(winner_change, dtype=torch.float64),
+        torch.tensor(loser_change, dtype=torch.float64),
+    )
     reference = torch.full_like(winner, 0.5)
     return PairErrors(reference + winner, reference + loser, reference, reference)
 
 
 def loss_of(errors, signs, weights=None, beta=500.0, reduction="clip") -> float:
     signs = torch.tensor(signs, dtype=torch.float64)
-    weights = torch.ones(len(signs), dtype=torch.float64) if weights is None else torch.tensor(weights, dtype=torch.float64)
+    weights = (
+        torch.ones(len(signs), dtype=torch.float64)
+        if weights is None
+        else torch.tensor(weights, dtype=torch.float64)
+    )
     return preference_loss(errors, signs, weights, beta=beta, reduction=reduction).item()
 
 
@@ -60,7 +67,10 @@ def test_order_of_the_batch_does_not_matter_and_weights_do(reduction):
     value = loss_of(errors_of(change, zero), signs, weights, reduction=reduction)
     order = [2, 0, 1]
     permuted = loss_of(
-        errors_of([change[i] for i in order], zero), [signs[i] for i in order], [weights[i] for i in order], reduction=reduction
+        errors_of([change[i] for i in order], zero),
+        [signs[i] for i in order],
+        [weights[i] for i in order],
+        reduction=reduction,
     )
     assert value == pytest.approx(permuted, abs=1e-12)
     assert value != pytest.approx(loss_of(errors_of(change, zero), signs, reduction=reduction), abs=1e-4)
@@ -69,7 +79,9 @@ def test_order_of_the_batch_does_not_matter_and_weights_do(reduction):
 def test_ties_add_nothing():
     errors = errors_of([[-0.01, 5.0]], [[0.01, 0.0]])
     alone = errors_of([[-0.01]], [[0.01]])
-    assert loss_of(errors, [[1, 0]], reduction="frame") == pytest.approx(loss_of(alone, [[1]], reduction="frame"))
+    assert loss_of(errors, [[1, 0]], reduction="frame") == pytest.approx(
+        loss_of(alone, [[1]], reduction="frame")
+    )
     assert loss_of(errors, [[0, 0]], reduction="frame") == 0.0
 
 
@@ -86,7 +98,9 @@ def test_statistics_follow_the_signs():
     errors = errors_of([[-0.1], [-0.1]], [[0.0], [0.0]])
     stats = preference_statistics(errors, torch.tensor([[1], [-1]]))
     assert stats["implicit_accuracy"] == 0.5 and stats["negative_margins"] == 0.5
-    assert stats["winner_error_change"] == pytest.approx(-0.05) and stats["loser_error_change"] == pytest.approx(-0.05)
+    assert stats["winner_error_change"] == pytest.approx(-0.05) and stats[
+        "loser_error_change"
+    ] == pytest.approx(-0.05)
 
 
 def test_frame_errors_keep_the_latent_frames():

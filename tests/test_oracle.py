@@ -1,8 +1,6 @@
 """The oracle: full marks for anchors on the road they travel, and each failure marked where it belongs."""
 
-import ast
 import time
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -231,25 +229,3 @@ def test_a_clip_takes_few_milliseconds(anchors):
     for scene, frames in anchors:
         score(frames, scene.caption)
     assert (time.process_time() - start) / len(anchors) < 0.010  # measured: 0.002
-
-
-def test_only_evaluation_imports_the_oracle():
-    root = Path(__file__).parents[1]
-    allowed = {"loop/embedded/oracle.py", "loop/evaluate.py", "loop/steps/evaluate.py"}
-    for package in ("loop", "reward", "generator"):
-        for file in sorted((root / package).rglob("*.py")):
-            name = file.relative_to(root).as_posix()
-            if name not in allowed:
-                assert not any("oracle" in imported for imported in imports(file)), (
-                    f"{name} imports the oracle"
-                )
-
-
-def imports(file: Path) -> list[str]:
-    found: list[str] = []
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            found += [f"{node.module}.{alias.name}" for alias in node.names]
-    return found

@@ -23,10 +23,18 @@ def config(**pair) -> CampaignConfig:
 
 
 def take(name, prompt="p0", kind="fresh", anchor=None) -> dict:
-    return {"take_id": name, "kind": kind, "prompt_id": prompt, "prompt": f"text of {prompt}", "anchor_id": anchor}
+    return {
+        "take_id": name,
+        "kind": kind,
+        "prompt_id": prompt,
+        "prompt": f"text of {prompt}",
+        "anchor_id": anchor,
+    }
 
 
-def verdict(first, second, score, kind="take_take", segment=None, certainty=None, votes=4, calibrated=None) -> dict:
+def verdict(
+    first, second, score, kind="take_take", segment=None, certainty=None, votes=4, calibrated=None
+) -> dict:
     mode = "first" if score > 0.5 else "second" if score < 0.5 else "tie"
     return {
         "question_id": f"q-{first}-{second}-{segment}",
@@ -50,7 +58,9 @@ def verdict(first, second, score, kind="take_take", segment=None, certainty=None
 
 
 def make(verdicts, takes, **pair):
-    return make_preferences(verdicts, {t["take_id"]: t for t in takes}, LATENT_SEGMENTS, config(**pair), seed=1)
+    return make_preferences(
+        verdicts, {t["take_id"]: t for t in takes}, LATENT_SEGMENTS, config(**pair), seed=1
+    )
 
 
 def test_fresh_best_against_worst_and_counts():
@@ -93,7 +103,9 @@ def test_guided_signs_follow_their_segments_in_either_order():
 
 def test_guided_pairs_need_signed_frames():
     takes = [take("g0", kind="guided", anchor="x"), take("g1", kind="guided", anchor="x")]
-    tied = [verdict("g0", "g1", 0.5, "segment", s) for s in range(3)] + [verdict("g0", "g1", 1.0, "segment", 3)]
+    tied = [verdict("g0", "g1", 0.5, "segment", s) for s in range(3)] + [
+        verdict("g0", "g1", 1.0, "segment", 3)
+    ]
     found, drops = make(tied, takes)  # one latent frame of five is not more than a fifth
     assert found == [] and drops["guided", "too_few_signed_segments"] == 1
 
@@ -123,7 +135,9 @@ def test_random_labels_flip_about_half_and_stay_seeded():
     flipped = sum(h.winner_id != c.winner_id for h, c in zip(honest, control, strict=True))
     assert 30 < flipped < 70
     assert control == again
-    assert {frozenset((p.winner_id, p.loser_id)) for p in control} == {frozenset((p.winner_id, p.loser_id)) for p in honest}
+    assert {frozenset((p.winner_id, p.loser_id)) for p in control} == {
+        frozenset((p.winner_id, p.loser_id)) for p in honest
+    }
 
 
 @pytest.mark.parametrize("key", ["min_certainty", "stategy"])

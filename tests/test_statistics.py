@@ -24,8 +24,8 @@ def test_interval_is_that_of_the_group_means():
 def test_edges():
     empty = bootstrap_mean([], [], seed=0)
     assert math.isnan(empty.value) and empty.num == 0
-    one = bootstrap_mean([1.0, 0.0], ["a", "a"], seed=0)
-    assert (one.value, one.low, one.high) == (0.5, 0.5, 0.5)
+    one = bootstrap_mean([1.0, 0.0], ["a", "a"], seed=0)  # a single group must not look certain
+    assert (one.value, one.low, one.high) == (0.5, 0.0, 1.0)
     with pytest.raises(ValueError, match="groups"):
         bootstrap_mean([1.0], [], seed=0)
     assert bootstrap_mean([0.1, 0.9], ["a", "b"], seed=3) == bootstrap_mean([0.1, 0.9], ["a", "b"], seed=3)

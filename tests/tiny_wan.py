@@ -1,4 +1,4 @@
-"""A Wan pipeline of the real diffusers classes with two layers and random weights, saved as an ordinary folder."""
+"""A Wan pipeline of the real diffusers classes: two layers, random weights, saved as an ordinary folder."""
 
 from pathlib import Path
 
@@ -6,14 +6,21 @@ import torch
 
 
 def make_tiny_wan(folder: Path) -> str:
-    from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+    from diffusers import (
+        AutoencoderKLWan,
+        FlowMatchEulerDiscreteScheduler,
+        WanPipeline,
+        WanTransformer3DModel,
+    )
 
     from loop.embedded.make_weights import VAE_CONFIG, make_text_encoder
 
     tokenizer, text_encoder = make_text_encoder(seed=0)
     torch.manual_seed(0)
     vae = AutoencoderKLWan(
-        **{**VAE_CONFIG, "base_dim": 8, "decoder_base_dim": 8, "z_dim": 4}, latents_mean=[0.1] * 4, latents_std=[0.5] * 4
+        **{**VAE_CONFIG, "base_dim": 8, "decoder_base_dim": 8, "z_dim": 4},
+        latents_mean=[0.1] * 4,
+        latents_std=[0.5] * 4,
     )
     transformer = WanTransformer3DModel(
         patch_size=(1, 1, 1),

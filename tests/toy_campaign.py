@@ -21,7 +21,13 @@ import loop.store
 from loop.cli import main
 from loop.stages import STAGES, Stage, StageContext
 
-CONFIG = "name: toy\nrounds: 2\ngenerator: {model: toy}\njudge: {model: toy}\nlaunch: {min_free_gb: 0}\n"
+CONFIG = """\
+name: toy
+rounds: 2
+generator: {model: toy/toy}
+judge: {model: toy/toy}
+launch: {min_free_gb: 0}
+"""
 _steps = 0
 
 

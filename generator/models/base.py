@@ -12,7 +12,7 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,13 +21,19 @@ from generator.checkpoint import canonicalise_safetensors
 from generator.config import GeneratorConfig, LoraConfig
 from generator.parametrisation import FlowMatching
 
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 class VideoModel(ABC):
-    """One generator. Videos are float [B, 3, T, H, W] in [−1, 1], latents float32 [B, C, T', H', W'] normalised
-    to about unit variance, `sigma` is float [B] in [0, 1], conditions are whatever `encode_prompts` returns."""
+    """One generator.
+
+    Videos are float [B, 3, T, H, W] in [−1, 1], latents float32 [B, C, T', H', W'] normalised to about unit
+    variance, `sigma` is float [B] in [0, 1], conditions are whatever `encode_prompts` returns.
+    """
 
     parametrisation = FlowMatching
 
@@ -37,7 +43,7 @@ class VideoModel(ABC):
         self.device = device
         for part in (pipe.vae, pipe.text_encoder, pipe.transformer):
             part.eval().requires_grad_(False)
-        self._reference: torch.nn.Module | None = None
+        self._reference: ModelMixin | None = None
         self._reference_adapter: str | None = None
         self._trains_lora = False
 
@@ -61,7 +67,7 @@ class VideoModel(ABC):
         """Embeddings, float [B, L, D]."""
 
     @abstractmethod
-    def forward(self, transformer: torch.nn.Module, x_sigma: Tensor, sigma: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, transformer: ModelMixin, x_sigma: Tensor, sigma: Tensor, condition: Tensor) -> Tensor:
         """The network's raw prediction, the shape of `x_sigma`."""
 
     @abstractmethod
@@ -75,7 +81,7 @@ class VideoModel(ABC):
     # What all families share ----------------------------------------------------------------
 
     @property
-    def transformer(self) -> torch.nn.Module:
+    def transformer(self) -> ModelMixin:
         return self.pipe.transformer
 
     @property
@@ -91,12 +97,12 @@ class VideoModel(ABC):
         return self.forward(self.transformer, x_sigma, sigma, condition)
 
     def predict_reference(self, x_sigma: Tensor, sigma: Tensor, condition: Tensor) -> Tensor:
-        """The frozen reference's prediction, without a graph. Call it before `predict`: adapters are switched."""
+        """The frozen reference's prediction, no graph. Call it before `predict`: it switches adapters."""
         with torch.no_grad(), self._as_reference() as transformer:
             return self.forward(transformer, x_sigma, sigma, condition)
 
     @contextlib.contextmanager
-    def _as_reference(self) -> Iterator[torch.nn.Module]:
+    def _as_reference(self) -> Iterator[ModelMixin]:
         if not self._trains_lora:
             assert self._reference is not None, "prepare_training was not called"
             yield self._reference
@@ -119,15 +125,19 @@ class VideoModel(ABC):
             self.transformer.set_adapter("policy")
         elif (folder / "transformer").is_dir():
             kind = type(self.transformer)
-            loaded = kind.from_pretrained(folder / "transformer", torch_dtype=DTYPES[self.config.dtype], use_safetensors=True)
+            loaded = kind.from_pretrained(
+                folder / "transformer", dtype=DTYPES[self.config.dtype], use_safetensors=True
+            )
             self.pipe.transformer = loaded.to(self.device).eval().requires_grad_(False)
         else:
-            raise ValueError(f"{folder} holds neither {LORA_FILE} nor transformer/: not a generator checkpoint")
+            raise ValueError(
+                f"{folder} holds neither {LORA_FILE} nor transformer/: not a generator checkpoint"
+            )
 
     def prepare_training(
         self, lora: LoraConfig | None, parent: Path | None, reference: str, seed: int
     ) -> list[torch.nn.Parameter]:
-        """Sets up policy and reference; returns the parameters to train. `seed` draws a new adapter's weights.
+        """Sets up policy and reference; returns the parameters to train. `seed` draws a new adapter.
 
         The policy starts from the parent's weights. With LoRA nothing is ever merged: the new adapter
         continues the parent's and stays relative to the base model.
@@ -146,7 +156,10 @@ class VideoModel(ABC):
             self._add_lora(lora, parent, reference)
         policy = [p for n, p in self.transformer.named_parameters() if ".policy." in n]
         if not policy:
-            raise ValueError(f"update.lora.target_modules: none of {list(lora.target_modules)} is in {type(self.transformer).__name__}")
+            raise ValueError(
+                f"update.lora.target_modules: none of {list(lora.target_modules)} is in "
+                f"{type(self.transformer).__name__}"
+            )
         for p in self.transformer.parameters():
             p.requires_grad_(False)
         for p in policy:
@@ -158,13 +171,19 @@ class VideoModel(ABC):
 
         if parent is None:
             names = [n for n, _ in self.transformer.named_modules()]
-            missing = [t for t in lora.target_modules if not any(n == t or n.endswith("." + t) for n in names)]
+            missing = [
+                t for t in lora.target_modules if not any(n == t or n.endswith("." + t) for n in names)
+            ]
             if missing:
                 raise ValueError(
-                    f"update.lora.target_modules: {', '.join(missing)} not found in {type(self.transformer).__name__}"
+                    f"update.lora.target_modules: {', '.join(missing)} not found in "
+                    f"{type(self.transformer).__name__}; name modules of it, such as to_q"
                 )
             config = PeftLoraConfig(
-                r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.target_modules), init_lora_weights=True
+                r=lora.rank,
+                lora_alpha=lora.alpha,
+                target_modules=list(lora.target_modules),
+                init_lora_weights=True,
             )
             self.transformer.add_adapter(config, adapter_name="policy")
             self._reference_adapter = None
@@ -185,7 +204,7 @@ class VideoModel(ABC):
         assert not unexpected, f"not weights of this policy: {unexpected[:3]}"
 
     def save_checkpoint(self, folder: Path) -> None:
-        """Writes what plain diffusers loads: a LoRA file, or a transformer folder. Same weights, same bytes."""
+        """Writes a LoRA file or a transformer folder for plain diffusers. Same weights, same bytes."""
         if folder.exists():
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
@@ -195,7 +214,7 @@ class VideoModel(ABC):
         from peft.utils import get_peft_model_state_dict
 
         layers = get_peft_model_state_dict(self.transformer, adapter_name="policy")
-        # Without the metadata, loaders silently take alpha = rank. Sets become sorted lists: same weights, same bytes.
+        # Without the metadata, loaders silently take alpha = rank. Sorted, as a set's order is no constant.
         settings = self.transformer.peft_config["policy"].to_dict()
         metadata = {k: sorted(v) if isinstance(v, set) else v for k, v in settings.items()}
         type(self.pipe).save_lora_weights(

@@ -1,8 +1,9 @@
-"""Wan text-to-video (2.1, and single-transformer 2.2 checkpoints): flow matching over a causal 3-D autoencoder."""
+"""Wan text-to-video (2.1, and 2.2 with one transformer): flow matching over a causal 3-D autoencoder."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,17 +11,31 @@ from torch import Tensor
 from generator.config import GeneratorConfig
 from generator.models.base import DTYPES, VideoModel
 
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
+
 
 class WanModel(VideoModel):
-    """See `VideoModel`. Latent frame 0 is video frame 0; latent frame i ≥ 1 is video frames 4(i−1)+1 … 4i at stride 4."""
+    """See `VideoModel`.
+
+    Latent frame 0 is video frame 0; latent frame i ≥ 1 is video frames 4(i−1)+1 … 4i at stride 4.
+    """
 
     @classmethod
     def load(cls, config: GeneratorConfig, device: torch.device) -> WanModel:
         from diffusers import WanPipeline
 
-        pipe = WanPipeline.from_pretrained(config.model, torch_dtype=DTYPES[config.dtype], use_safetensors=True)
+        try:
+            pipe = WanPipeline.from_pretrained(config.model, dtype=DTYPES[config.dtype], use_safetensors=True)
+        except OSError as error:
+            raise ValueError(
+                f"generator.model: cannot load {config.model!r} as a Wan pipeline with safetensors: {error}"
+            ) from error
         if pipe.transformer is None or pipe.config.boundary_ratio is not None or pipe.config.expand_timesteps:
-            raise ValueError(f"generator.model {config.model}: only Wan checkpoints with one plain transformer are supported")
+            raise ValueError(
+                f"generator.model {config.model}: only Wan checkpoints with one plain transformer "
+                "are supported"
+            )
         pipe.set_progress_bar_config(disable=True)
         return cls(pipe, config, device)
 
@@ -44,7 +59,7 @@ class WanModel(VideoModel):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         mean, std = self._statistics()
-        # Multiplying by the reciprocal's reciprocal is what the pipeline does; the last bit must agree with it.
+        # Dividing by the reciprocal is what the pipeline does; the last bit must agree with it.
         video = self.pipe.vae.decode((latents / (1.0 / std) + mean).to(self.pipe.vae.dtype)).sample
         return video.float().clamp(-1, 1)
 
@@ -58,7 +73,7 @@ class WanModel(VideoModel):
         )
         return embeds
 
-    def forward(self, transformer: torch.nn.Module, x_sigma: Tensor, sigma: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, transformer: ModelMixin, x_sigma: Tensor, sigma: Tensor, condition: Tensor) -> Tensor:
         dtype = transformer.dtype
         timestep = sigma.to(self.device, torch.float32) * self.scheduler.config.num_train_timesteps
         return transformer(
@@ -75,11 +90,19 @@ class WanModel(VideoModel):
         if (num_frames - 1) % self._stride:
             low = (num_frames - 1) // self._stride * self._stride + 1
             raise ValueError(
-                f"data.clip.num_frames {num_frames}: this model takes {self._stride}k+1 frames, such as {low} or {low + self._stride}"
+                f"data.clip.num_frames {num_frames}: this model takes {self._stride}k+1 frames, "
+                f"such as {low} or {low + self._stride}"
             )
         if height % unit or width % unit:
-            raise ValueError(f"data.clip: height {height} and width {width} must be multiples of {unit} for this model")
-        return self.pipe.vae.config.z_dim, (num_frames - 1) // self._stride + 1, height // spatial, width // spatial
+            raise ValueError(
+                f"data.clip: height {height} and width {width} must be multiples of {unit} for this model"
+            )
+        return (
+            self.pipe.vae.config.z_dim,
+            (num_frames - 1) // self._stride + 1,
+            height // spatial,
+            width // spatial,
+        )
 
     def latent_segments(self, num_frames: int, frames_per_segment: int) -> list[int]:
         num_segments = max(1, (num_frames - 1) // frames_per_segment)

@@ -14,7 +14,6 @@ from loop.embedded.flaws import Combo
 from loop.embedded.judge_model import INSTRUCTIONS
 from reward.config import DIMENSIONS
 from reward.question import Answer, Ask, ClipReader, Question, build_message, write_reply
-from reward.sides import compare
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Questions:
         while len(rows) < size:
             first, second, prompt = self._draw()
             views = self.pool.views[first].against(prompt), self.pool.views[second].against(prompt)
-            answers = compare(*views, DIMENSIONS)  # type: ignore[arg-type]  # a View is all of a Side that counts
+            answers = flaws.compare_views(*views, DIMENSIONS)
             if answers is not None:
                 rows.append((first, second, prompt, answers, _describe(*views)))
         clips = np.array([row[:2] for row in rows])
@@ -68,10 +67,10 @@ class Questions:
         kind = self.rng.random()
         if kind < 0.05:
             return first, first, self._near(seen) if self.rng.random() < 0.2 else seen
-        other = seen if kind < 0.6 else self._near(seen) if kind < 0.85 else self._any()
+        other = seen if kind < 0.45 else self._near(seen) if kind < 0.75 else self._any()
         second = int(self.rng.choice(self.by_caption[other]))
         asked = self.rng.random()
-        prompt = seen if asked < 0.42 else other if asked < 0.84 else self._near(seen)
+        prompt = seen if asked < 0.36 else other if asked < 0.72 else self._near(seen)
         return first, second, prompt
 
     def _near(self, combo: Combo) -> Combo:

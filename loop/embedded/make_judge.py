@@ -32,7 +32,8 @@ from loop.embedded.judge_questions import Lines, Questions, Writer
 from reward.config import DIMENSIONS
 from reward.question import parse_reply
 
-STRANGE = 0.6  # share of the clips that are not of the world
+STRANGE = 0.4  # share of the clips that are not of the world
+DREAMS = 0.45  # share of the clips that are dreams
 
 
 class Lesson:
@@ -58,13 +59,30 @@ class Lesson:
             print(f"{self.name} {self.done} loss {loss.item():.4f} {note} {took}", flush=True)
 
 
-def learn_to_see(model: Any, rng: np.random.Generator, num_steps: int = 650, batch: int = 512) -> None:
+def shipped_roundtrip() -> flaws.Roundtrip:
+    """A clip through the embedded generator's autoencoder, as every clip of a campaign has gone."""
+    from diffusers import AutoencoderKLWan
+
+    vae = AutoencoderKLWan.from_pretrained(Path(__file__).parent / "tiny-wan" / "vae").eval()
+
+    @torch.no_grad()
+    def roundtrip(frames: np.ndarray) -> np.ndarray:
+        x = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+        y = vae.decode(vae.encode(x).latent_dist.mode()).sample[0].clamp(-1, 1)
+        return ((y + 1) * 127.5).round().byte().permute(1, 2, 3, 0).numpy()
+
+    return roundtrip
+
+
+def learn_to_see(
+    model: Any, rng: np.random.Generator, roundtrip: flaws.Roundtrip, num_steps: int = 650, batch: int = 512
+) -> None:
     """The vision tower alone, on single frames: colour, shape, place and still flaws, by a linear head.
 
     Pictures are learnt in a minute this way, where the words of a whole reply teach them in ten.
     """
     # every step sees new frames of old clips; a clip has but one of the still flaws, or none
-    pool = flaws.draw_pool(3000, "train", rng, names=flaws.STILL, strange=STRANGE)
+    pool = flaws.draw_pool(2500, "train", rng, names=flaws.STILL, strange=STRANGE, roundtrip=roundtrip)
     colours, stills = list(flaws.COLOURS), (None, *flaws.STILL)
     truth = torch.tensor(
         [
@@ -95,19 +113,26 @@ def learn_to_see(model: Any, rng: np.random.Generator, num_steps: int = 650, bat
 
 
 def learn_to_judge(
-    model: Any, writer: Writer, out: Path, rng: np.random.Generator, num_steps: int, batch: int = 48
+    model: Any,
+    writer: Writer,
+    out: Path,
+    rng: np.random.Generator,
+    roundtrip: flaws.Roundtrip,
+    num_steps: int,
+    batch: int = 48,
 ) -> None:
     """Describe both clips, then compare: cross-entropy on whole replies, whole clips and segments."""
-    whole = Questions(flaws.draw_pool(12000, "train", rng, strange=STRANGE), rng)
+    mix: dict[str, Any] = {"strange": STRANGE, "dreams": DREAMS, "roundtrip": roundtrip}
+    whole = Questions(flaws.draw_pool(9000, "train", rng, **mix), rng)
     segments = [
-        Questions(flaws.draw_pool(2500, "train", rng, num_frames=n, strange=STRANGE), rng)
-        for n in (4, 5, 6, 7)
+        Questions(flaws.draw_pool(1800, "train", rng, num_frames=length, **mix), rng)
+        for length in (4, 5, 6, 7)
     ]
-    held_out = flaws.draw_pool(1500, "calibrate", np.random.default_rng(1))
+    held_out = flaws.draw_pool(800, "calibrate", np.random.default_rng(1), dreams=DREAMS, roundtrip=roundtrip)
     check = Questions(held_out, np.random.default_rng(2)).batch(256)
     lesson = Lesson("judge", list(model.parameters()), num_steps, 1.5e-3)
     for step in range(num_steps):
-        lines = (segments[step // 4 % 4] if step % 4 == 3 else whole).batch(batch)
+        lines = (segments[step // 3 % 4] if step % 3 == 2 else whole).batch(batch)
         rows, start = writer.rows(lines)
         with torch.autocast("cpu", torch.bfloat16):
             hidden = model.model.language_model(
@@ -172,14 +197,15 @@ def examine(model: Any, writer: Writer, lines: Lines) -> dict[str, float]:
 
 def main(argv: list[str]) -> None:
     torch.set_num_threads(1)
-    out, num_steps = Path(argv[0]), int(argv[1]) if len(argv) > 1 else 2400
+    out, num_steps = Path(argv[0]), int(argv[1]) if len(argv) > 1 else 2600
     out.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     processor = build_processor()
     model = build_model(processor.tokenizer)
     start_from_nothing(model, seed=0)
-    learn_to_see(model, rng)
-    learn_to_judge(model, Writer(processor), out, rng, num_steps)
+    roundtrip = shipped_roundtrip()
+    learn_to_see(model, rng, roundtrip)
+    learn_to_judge(model, Writer(processor), out, rng, roundtrip, num_steps)
     save(model, processor, out)
 
 

@@ -58,7 +58,9 @@ def parse_caption(caption: str) -> tuple[str, str, str]:
         colour, shape, direction = words[1], words[2], words[4]
         if colour in COLOURS and shape in SHAPES and direction in DIRECTIONS:
             return colour, shape, direction
-    raise ValueError(f"not a caption of the embedded world: {caption!r} (expected 'a COLOUR SHAPE moves DIRECTION')")
+    raise ValueError(
+        f"not a caption of the embedded world: {caption!r} (expected 'a COLOUR SHAPE moves DIRECTION')"
+    )
 
 
 def combinations() -> list[tuple[str, str, str]]:

@@ -42,7 +42,9 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema
 
 
 def write_json(path: Path, value: Any) -> None:
+    """A value as JSON, whole or not at all; a number that could not be measured (NaN) becomes null."""
     temporary = path.with_suffix(".part")
+    value = json.loads(json.dumps(value), parse_constant=lambda name: None)  # JSON has no NaN
     temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
     os.replace(temporary, path)
 

@@ -51,9 +51,18 @@ class Rows:
     """Collects metrics with their intervals over prompts."""
 
     def __init__(self, ctx: StageContext) -> None:
-        self.ctx, self.part, self.rows = ctx, ctx.config.evaluate.part, []  # type: ignore[var-annotated]
+        self.ctx, self.part = ctx, ctx.config.evaluate.part
+        self.rows: list[dict[str, Any]] = []
 
-    def add(self, metric: str, values: Sequence[float], groups: Sequence[str], *, category: str = "", judge: str = "") -> None:
+    def add(
+        self,
+        metric: str,
+        values: Sequence[float],
+        groups: Sequence[str],
+        *,
+        category: str = "",
+        judge: str = "",
+    ) -> None:
         found = bootstrap_mean(values, groups, seed=0)
         self.rows.append(
             {
@@ -80,7 +89,7 @@ def run(ctx: StageContext) -> None:
     for name in scores[0]:
         values = [s[name] for s in scores]
         rows.add(name, values, [t.prompt_id for t in takes])
-        for category in sorted({t.category for t in takes}):
+        for category in sorted({t.category for t in takes} - {""}):  # "" stands for all
             of = [i for i, t in enumerate(takes) if t.category == category]
             rows.add(name, [values[i] for i in of], [takes[i].prompt_id for i in of], category=category)
     table = pa.Table.from_pylist([{"take_id": t.take_id, **s} for t, s in zip(takes, scores, strict=True)])
@@ -148,7 +157,9 @@ def _drift(ctx: StageContext, model: VideoModel, base: VideoModel, takes: Sequen
         n = len(sigma)
         noisy = model.parametrisation.noise(x.expand(n, -1, -1, -1, -1), eps.expand(n, -1, -1, -1, -1), sigma)
         condition = model.encode_prompts([t.prompt]).expand(n, -1, -1)
-        difference = model.predict(noisy.to(model.device), sigma, condition) - base.predict(noisy.to(base.device), sigma, condition)
+        difference = model.predict(noisy.to(model.device), sigma, condition) - base.predict(
+            noisy.to(base.device), sigma, condition
+        )
         found.append(difference.float().pow(2).mean().item())
     return found
 
@@ -169,7 +180,11 @@ def _judge(ctx: StageContext, takes: Sequence[Take], totals: Sequence[float | No
             verdicts = fold_all(asked, ask(ctx, judge, asked, ctx.config.evaluate.num_ballots, "known"))
             truth, groups = [k.answers for k in known], [k.question.group for k in known]
             rows.add("judge_accuracy", accuracy(verdicts, truth, "overall"), groups, judge=name)
-            flips = [(r, q.group) for v, q in zip(verdicts, asked, strict=True) if (r := v.dimensions["overall"].flip_rate) is not None]
+            flips = [
+                (r, q.group)
+                for v, q in zip(verdicts, asked, strict=True)
+                if (r := v.dimensions["overall"].flip_rate) is not None
+            ]
             rows.add("judge_flip_rate", [f for f, _ in flips], [g for _, g in flips], judge=name)
     finally:
         judge.close()
@@ -222,7 +237,9 @@ def _win_rate(
             agree.append(0.5 if score == 0.5 else float((score > 0.5) == (a > b)))
             groups.append(t.prompt_id)
     if agree:
-        rows.add(f"judge_oracle_agreement_{metric.removeprefix('win_rate_')}", agree, groups, judge=judge_name)
+        rows.add(
+            f"judge_oracle_agreement_{metric.removeprefix('win_rate_')}", agree, groups, judge=judge_name
+        )
 
 
 def _fool_rate(ctx: StageContext, judge: Judge, judge_name: str, takes: Sequence[Take], rows: Rows) -> None:
@@ -251,14 +268,16 @@ def _subset(takes: Sequence[Take], num: int | None) -> list[Take]:
 
 
 def _pair_precision(ctx: StageContext, rows: Rows) -> None:
-    """Of this round's take-against-take pairs, the share whose winner the oracle marks higher. Reported, never used."""
+    """The share of this round's take pairs whose winner the oracle marks higher. Reported, never used."""
     if "pair" not in ctx.inputs or ctx.config.data.anchors != "embedded":
         return
     takes = {t["take_id"]: t for t in read_table(ctx.inputs["sample"] / "takes.parquet")}
 
     def total(name: str) -> float:
         take = takes[name]
-        return oracle_marks(ctx, read_clip(ctx.inputs["sample"] / take["file"])[0], take["prompt"])["oracle_total"]
+        return oracle_marks(ctx, read_clip(ctx.inputs["sample"] / take["file"])[0], take["prompt"])[
+            "oracle_total"
+        ]
 
     for source in ("fresh", "guided"):
         right, groups = [], []
@@ -270,4 +289,3 @@ def _pair_precision(ctx: StageContext, rows: Rows) -> None:
                     groups.append(p["prompt_id"])
         if right:
             rows.add(f"pair_precision_{source}", right, groups)
-

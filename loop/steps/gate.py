@@ -1,7 +1,8 @@
 """gate: keep the new generator, or roll back to its parent.
 
 Both film the gate part's prompts with seeds that no earlier round has used, and a judge that is frozen for
-the whole campaign (the configured one, before any training here) compares them blind. The report part has no say.
+the whole campaign (the configured one, before any training here) compares them blind. The report part has no
+say.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from loop.steps.sample import Take, film
 def run(ctx: StageContext) -> None:
     settings = ctx.config.gate
     if not settings.enabled:
-        write_json(ctx.out / "gate.json", {"keep": True, "reason": "kept: the gate is switched off (gate.enabled)"})
+        write_json(
+            ctx.out / "gate.json", {"keep": True, "reason": "kept: the gate is switched off (gate.enabled)"}
+        )
         return
     takes = plan(ctx)
     for folder, update in (("candidate", ctx.inputs["update"]), ("parent", ctx.inputs.get("generator"))):
@@ -51,12 +54,15 @@ def run(ctx: StageContext) -> None:
         wins.append(score if q.first.clip_id.startswith("candidate/") else 1 - score)
     # the error is spent over all attempts of a campaign: α·6/(π²k²) sums to α over k = 1, 2, …
     alpha = settings.alpha * 6 / (math.pi**2 * ctx.round**2)
-    found = bootstrap_mean(wins, [t.prompt_id for t in takes], ctx.seed, level=1 - 2 * alpha, num_draws=20_000)
+    found = bootstrap_mean(
+        wins, [t.prompt_id for t in takes], ctx.seed, level=1 - 2 * alpha, num_draws=20_000
+    )
     least = 0.5 - settings.margin
     keep = found.low > least
     reason = (
         f"{'kept' if keep else 'rolled back'}: the frozen judge prefers the new generator to its parent in "
-        f"{found.value:.3f} of {found.num} pairs, one-sided lower bound {found.low:.3f} at α = {alpha:.4f}, needed above {least:.3f}"
+        f"{found.value:.3f} of {found.num} pairs, one-sided lower bound {found.low:.3f} at "
+        f"α = {alpha:.4f}, needed above {least:.3f}"
     )
     ctx.log.info("%s", reason)
     result = {

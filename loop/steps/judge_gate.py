@@ -34,7 +34,8 @@ def run(ctx: StageContext) -> None:
     verb = "is" if use else "is not"
     reason = (
         f"the judge {verb} used: {interval.value:.3f} of {len(known)} held-out known answers right, "
-        f"its parent {np.mean(old):.3f} (change {change.value:+.3f}, 95 % {change.low:+.3f} to {change.high:+.3f})"
+        f"its parent {np.mean(old):.3f} "
+        f"(change {change.value:+.3f}, 95 % {change.low:+.3f} to {change.high:+.3f})"
     )
     gate: dict[str, Any] = {
         "use": bool(use),
@@ -62,7 +63,9 @@ def _calibrate(ctx: StageContext, judge: Path | None) -> None:
     calibrators = {}
     if known:
         verdicts = _answer(ctx, judge, known, "calibrate")
-        calibrators["known"] = fit("known", verdicts, [k.answers for k in known], ctx.config.certainty.min_labels)
+        calibrators["known"] = fit(
+            "known", verdicts, [k.answers for k in known], ctx.config.certainty.min_labels
+        )
     save(calibrators, ctx.out / "calibrators.json")
 
 
@@ -93,4 +96,3 @@ def _answer(ctx: StageContext, judge: Path | None, known: list[KnownAnswer], nam
         return fold_all(asked, ask(ctx, opened, asked, ctx.config.label.voting.num_ballots, name))
     finally:
         opened.close()
-

@@ -75,7 +75,9 @@ def open_judge(ctx: StageContext, trained: Path | None) -> Judge:
     return load_judge(judge_config(ctx, trained))
 
 
-def ask(ctx: StageContext, judge: Judge, questions: Sequence[Question], num_ballots: int, name: str) -> list[Vote]:
+def ask(
+    ctx: StageContext, judge: Judge, questions: Sequence[Question], num_ballots: int, name: str
+) -> list[Vote]:
     """All votes on `questions`, in order. Finished shards are kept in scratch and not asked again."""
     ctx.progress.start(len(questions), "questions")
     votes: list[Vote] = []
@@ -105,16 +107,19 @@ def fold_all(questions: Sequence[Question], votes: Sequence[Vote]) -> list[Verdi
 
 def write_votes(path: Path, questions: Sequence[Question], votes: Sequence[Vote]) -> None:
     about = {q.id: _about(q) for q in questions}
-    rows = [
-        {**about[v.question_id], **vars(v), "answers": answers_json(v.answers)}
-        for v in votes
-    ]
+    rows = [{**about[v.question_id], **vars(v), "answers": answers_json(v.answers)} for v in votes]
     write_table(path, rows, VOTES)
 
 
 def write_verdicts(path: Path, questions: Sequence[Question], verdicts: Sequence[Verdict]) -> None:
     rows = [
-        {**_about(q), "dimension": name, **vars(found), "num_votes": v.num_votes, "num_abstentions": v.num_abstentions}
+        {
+            **_about(q),
+            "dimension": name,
+            **vars(found),
+            "num_votes": v.num_votes,
+            "num_abstentions": v.num_abstentions,
+        }
         for q, v in zip(questions, verdicts, strict=True)
         for name, found in v.dimensions.items()
     ]
@@ -133,7 +138,7 @@ def _about(question: Question) -> dict[str, Any]:
 
 
 def clip_id(reader: Any) -> str:
-    """The take or anchor behind a reader; a corrupted anchor has no id, its key without the folder names it."""
+    """The take or anchor behind a reader; a corrupted anchor has no id, its key's last part names it."""
     return reader.clip_id if isinstance(reader, StoredClip) else Path(reader.key).name
 
 
@@ -141,16 +146,24 @@ def known_sources(ctx: StageContext, part: str) -> list[Source]:
     """The stored anchors of one part as material for known answers."""
     folder = ctx.inputs["prepare"]
     return [
-        Source(row["anchor_id"], row["caption"], row["source"], StoredClip(row["anchor_id"], folder / row["file"]))
+        Source(
+            row["anchor_id"],
+            row["caption"],
+            row["source"],
+            StoredClip(row["anchor_id"], folder / row["file"]),
+        )
         for row in read_table(folder / "anchors.parquet")
         if row["part"] == part
     ]
 
 
-def accuracy(verdicts: Sequence[Verdict], answers: Sequence[Mapping[str, str]], dimension: str) -> list[float]:
-    """1 where the most frequent answer is the known one (ties count as an answer), else 0. Without votes: 0."""
+def accuracy(
+    verdicts: Sequence[Verdict], answers: Sequence[Mapping[str, str]], dimension: str
+) -> list[float]:
+    """1 where the most frequent answer (ties count as one) is the known one, else 0. Without votes: 0."""
     return [
-        float(v.dimensions[dimension].mode == truth[dimension]) for v, truth in zip(verdicts, answers, strict=True)
+        float(v.dimensions[dimension].mode == truth[dimension])
+        for v, truth in zip(verdicts, answers, strict=True)
     ]
 
 

@@ -29,7 +29,9 @@ def run(ctx: StageContext) -> None:
     write_votes(ctx.out / "votes.parquet", questions, votes)
     write_verdicts(ctx.out / "verdicts.parquet", questions, verdicts)
     abstentions = sum(v.abstention is not None for v in votes)
-    write_json(ctx.out / "metrics.json", {"judge": identity, "num_votes": len(votes), "num_abstentions": abstentions})
+    write_json(
+        ctx.out / "metrics.json", {"judge": identity, "num_votes": len(votes), "num_abstentions": abstentions}
+    )
 
 
 def plan_questions(ctx: StageContext, round_number: int) -> list[Question]:
@@ -44,11 +46,15 @@ def plan_questions(ctx: StageContext, round_number: int) -> list[Question]:
     dimensions, settings = ctx.config.judge.dimensions, ctx.config.label
     questions: list[Question] = []
 
-    def add(kind: str, one: str, other: str, take: dict[str, Any], segment: int | None = None, n: int = 0) -> None:
+    def add(
+        kind: str, one: str, other: str, take: dict[str, Any], segment: int | None = None, n: int = 0
+    ) -> None:
         start, stop = segment_frames(segment, n) if segment is not None else (0, None)
         clips = StoredClip(one, paths[one], start, stop), StoredClip(other, paths[other], start, stop)
         questions.append(
-            make_question(kind, take["prompt"], clips, dimensions, scope=scope, group=take["prompt_id"], segment=segment)
+            make_question(
+                kind, take["prompt"], clips, dimensions, scope=scope, group=take["prompt_id"], segment=segment
+            )
         )
 
     fresh: dict[str, list[dict]] = defaultdict(list)

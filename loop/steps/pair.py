@@ -1,4 +1,4 @@
-"""pair: verdicts become preferences. Every verdict or take that does not make one is counted with its reason."""
+"""pair: verdicts become preferences. Every verdict or take that makes none is counted with its reason."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ class Preference:
 
 
 def run(ctx: StageContext) -> None:
-    verdicts = [v for v in read_table(ctx.inputs["label"] / "verdicts.parquet") if v["dimension"] == "overall"]
+    verdicts = [
+        v for v in read_table(ctx.inputs["label"] / "verdicts.parquet") if v["dimension"] == "overall"
+    ]
     takes = {t["take_id"]: t for t in read_table(ctx.inputs["sample"] / "takes.parquet")}
     latent_segments = json.loads((ctx.inputs["prepare"] / "clip.json").read_text())["latent_segments"]
     preferences, drops = make_preferences(verdicts, takes, latent_segments, ctx.config, ctx.seed)
@@ -94,7 +96,9 @@ def make_preferences(
     return kept, +drops
 
 
-def _fresh(verdicts: list[dict], takes: dict, num_latents: int, config: CampaignConfig, drops: Counter) -> Iterator[Preference]:
+def _fresh(
+    verdicts: list[dict], takes: dict, num_latents: int, config: CampaignConfig, drops: Counter
+) -> Iterator[Preference]:
     by_prompt: dict[str, list[dict]] = defaultdict(list)
     for v in verdicts:
         if v["kind"] == "take_take" and takes[v["first_id"]]["kind"] == "fresh":
@@ -111,7 +115,7 @@ def _fresh(verdicts: list[dict], takes: dict, num_latents: int, config: Campaign
 
 
 def _best_against_worst(asked: list[dict]) -> dict:
-    """The verdict between the takes with the highest and the lowest mean score, or the widest one if not asked."""
+    """The verdict between the takes of highest and lowest mean score, or the widest one if not asked."""
     scores: dict[str, list[float]] = defaultdict(list)
     for v in asked:
         scores[v["first_id"]].append(v["score"])
@@ -123,11 +127,11 @@ def _best_against_worst(asked: list[dict]) -> dict:
 def _guided(
     verdicts: list[dict], takes: dict, latent_segments: list[int], config: CampaignConfig, drops: Counter
 ) -> Iterator[Preference]:
-    """Pairs of one anchor with a sign for each latent frame from its segment's verdict (DenseDPO, section 4.2)."""
+    """Pairs of one anchor; each latent frame's sign is its segment's verdict (DenseDPO, section 4.2)."""
     by_pair: dict[tuple[str, str], list[dict]] = defaultdict(list)
     for v in verdicts:
         if v["kind"] == "segment":
-            by_pair[tuple(sorted((v["first_id"], v["second_id"])))].append(v)  # type: ignore[index]
+            by_pair[min(v["first_id"], v["second_id"]), max(v["first_id"], v["second_id"])].append(v)
     for (one, other), asked in by_pair.items():
         signs_of, certainties = {}, []
         for v in asked:
@@ -146,11 +150,14 @@ def _guided(
         take = takes[winner]
         yield Preference(
             "guided", take["prompt_id"], take["prompt"], winner, loser,
-            [s if winner == one else -s for s in signs], 1.0, float(np.mean(certainties)), asked[0]["question_id"],
+            [s if winner == one else -s for s in signs], 1.0, float(np.mean(certainties)),
+            asked[0]["question_id"],
         )  # fmt: skip
 
 
-def _real(verdicts: list[dict], takes: dict, num_latents: int, config: CampaignConfig, drops: Counter) -> Iterator[Preference]:
+def _real(
+    verdicts: list[dict], takes: dict, num_latents: int, config: CampaignConfig, drops: Counter
+) -> Iterator[Preference]:
     """The real clip wins (RealDPO), where the blind judge does not contradict it."""
     for v in verdicts:
         if v["kind"] != "take_real":
@@ -169,7 +176,15 @@ def _real(verdicts: list[dict], takes: dict, num_latents: int, config: CampaignC
 def _whole_clip(source: str, v: dict, take: dict, num_latents: int) -> Preference:
     winner, loser = (v["first_id"], v["second_id"]) if v["score"] > 0.5 else (v["second_id"], v["first_id"])
     return Preference(
-        source, take["prompt_id"], take["prompt"], winner, loser, [1] * num_latents, 1.0, v["certainty"], v["question_id"]
+        source,
+        take["prompt_id"],
+        take["prompt"],
+        winner,
+        loser,
+        [1] * num_latents,
+        1.0,
+        v["certainty"],
+        v["question_id"],
     )
 
 
@@ -183,6 +198,6 @@ def _random_labels(rows: list[Preference], seed: int) -> list[Preference]:
     """The control arm: every pair's sign by coin, real pairs included."""
     coins = np.random.default_rng(derive_seed(seed, "random labels")).integers(2, size=len(rows))
     return [
-        replace(p, winner_id=p.loser_id, loser_id=p.winner_id) if coin else p for p, coin in zip(rows, coins, strict=True)
+        replace(p, winner_id=p.loser_id, loser_id=p.winner_id) if coin else p
+        for p, coin in zip(rows, coins, strict=True)
     ]
-

@@ -33,7 +33,11 @@ def run(ctx: StageContext) -> None:
         file = f"clips/{anchor.id}.mp4"
         if not (ctx.out / file).exists():
             frames = read_conformed(
-                anchor.path, num_frames=clip.num_frames, height=clip.height, width=clip.width, target_fps=clip.fps
+                anchor.path,
+                num_frames=clip.num_frames,
+                height=clip.height,
+                width=clip.width,
+                target_fps=clip.fps,
             )
             store_real(model, frames, ctx.out / file, clip.fps)
         digest = hashlib.sha256((ctx.out / file).read_bytes()).hexdigest()

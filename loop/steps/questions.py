@@ -1,4 +1,4 @@
-"""Questions about stored clips: whole clips, or the frames of one segment, without a hint of which is real."""
+"""Questions about stored clips: whole clips, or frames of one segment, without a hint of which is real."""
 
 from __future__ import annotations
 
@@ -38,8 +38,10 @@ def make_question(
     group: str,
     segment: int | None = None,
 ) -> Question:
-    """A question whose id, and so the seeds of its votes, follows from `scope` (campaign seed, round, stage) and the
-    clips. Which clip comes first is decided by a hash, so that a real clip has no usual place."""
+    """A question whose id follows from `scope` (campaign seed, round, stage) and the clips.
+
+    So do its votes' seeds and which clip comes first: a real clip has no usual place.
+    """
     text = "\x00".join([scope, kind, *sorted(c.clip_id for c in clips), str(segment)])
     digest = hashlib.sha256(text.encode()).hexdigest()
     first, second = clips if int(digest[-1], 16) % 2 == 0 else clips[::-1]
@@ -47,7 +49,7 @@ def make_question(
 
 
 def segment_frames(segment: int, frames_per_segment: int) -> tuple[int, int]:
-    """[start, stop) of a segment: its own frames and the one before them, without which no motion into it is seen.
+    """[start, stop) of a segment: its own frames, and the one before them to show the motion into it.
 
     Segment s owns frames s·n+1 … (s+1)·n; frame 0 is the still that the first segment starts from.
     """

@@ -61,7 +61,13 @@ def run(ctx: StageContext) -> None:
     write_table(ctx.out / "takes.parquet", ({**vars(t), "file": t.file} for t in takes), TAKES)
 
 
-def film(ctx: StageContext, model: VideoModel, takes: list[Take], anchor_files: dict[str, Path], folder: str = "clips") -> None:
+def film(
+    ctx: StageContext,
+    model: VideoModel,
+    takes: list[Take],
+    anchor_files: dict[str, Path],
+    folder: str = "clips",
+) -> None:
     """Samples and stores every take that a killed attempt has not stored yet, a shard at a time.
 
     `folder` replaces the takes' own one, for a stage that films the same takes twice.
@@ -76,7 +82,11 @@ def film(ctx: StageContext, model: VideoModel, takes: list[Take], anchor_files: 
 
 
 def _film_shard(
-    config: CampaignConfig, model: VideoModel, shard: list[Take], paths: list[Path], anchor_files: dict[str, Path]
+    config: CampaignConfig,
+    model: VideoModel,
+    shard: list[Take],
+    paths: list[Path],
+    anchor_files: dict[str, Path],
 ) -> None:
     clip = config.data.clip
     noise = noise_for([t.seed for t in shard], model.latent_shape(clip.num_frames, clip.height, clip.width))
@@ -93,11 +103,14 @@ def _film_shard(
         store_latents(model, row, path, clip.fps)
 
 
-def plan_takes(config: CampaignConfig, round_number: int, prompts: list[dict], anchors: list[dict]) -> list[Take]:
+def plan_takes(
+    config: CampaignConfig, round_number: int, prompts: list[dict], anchors: list[dict]
+) -> list[Take]:
     """What to film this round, from training prompts and anchors alone.
 
     Prompts are drawn without replacement from a seeded order that goes on from round to round. Both takes of
-    a guided pair share one η: a different one on each side is a shortcut that the policy learns (DenseDPO, 4.1).
+    a guided pair share one η: a different one on each side is a shortcut that the policy learns (DenseDPO,
+    section 4.1).
     """
     takes: list[Take] = []
     fresh, guided = config.sample.fresh, config.sample.guided
@@ -106,7 +119,14 @@ def plan_takes(config: CampaignConfig, round_number: int, prompts: list[dict], a
         for n in range(fresh.takes_per_prompt):
             name = f"r{round_number:03d}-fresh-{p['prompt_id']}-{n}"
             takes.append(
-                Take(name, "fresh", p["prompt_id"], p["text"], p["category"], derive_seed(config.seed, "take", name))
+                Take(
+                    name,
+                    "fresh",
+                    p["prompt_id"],
+                    p["text"],
+                    p["category"],
+                    derive_seed(config.seed, "take", name),
+                )
             )
     by_text = {p["text"]: p["prompt_id"] for p in prompts}
     train_anchors = [a for a in anchors if a["part"] == "train"]

@@ -1,4 +1,4 @@
-"""train_judge: the judge learns from known answers, and from the second round on from its own confident votes."""
+"""train_judge: the judge learns from known answers, and from round 2 on from its own confident votes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from reward.voting import Verdict
 
 def run(ctx: StageContext) -> None:
     if ctx.config.judge.type != "transformers":
-        raise ValueError(f"judge.type {ctx.config.judge.type} cannot be trained here; use a transformers judge")
+        raise ValueError(
+            f"judge.type {ctx.config.judge.type} cannot be trained here; use a transformers judge"
+        )
     parent = judge_config(ctx, ctx.inputs.get("judge_parent"))
     assert parent.model is not None
     supervised = known_answer_rows(known_answers(ctx, "train", ctx.config.known_answers.num_train, ctx.seed))
@@ -75,6 +77,8 @@ def _own_votes(ctx: StageContext) -> tuple[list[PreferenceRow], dict[str, int]]:
     return [rows[i] for i in order], dict(sorted(drops.items()))
 
 
-def _rows_of(ctx: StageContext, question: Question, votes: list[Vote], verdict: Verdict) -> list[PreferenceRow]:
+def _rows_of(
+    ctx: StageContext, question: Question, votes: list[Vote], verdict: Verdict
+) -> list[PreferenceRow]:
     most = ctx.config.train_judge.pairs_per_question
     return make_preference_rows(question, votes, verdict, 1.0, max_rows=most)

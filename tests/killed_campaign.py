@@ -1,0 +1,136 @@
+"""A real tiny campaign, run by the real command in forked children that die by SIGKILL where told to.
+
+    python tests/killed_campaign.py DIR CONFIG                      one child, uninterrupted
+    python tests/killed_campaign.py DIR CONFIG '{"0/prepare": [7, 20], …}'
+                                                    dies at step 7, the next child at 20, …
+
+Prints one JSON object: the steps of every stage that the last child ran to its end, and the stages in which a
+child died. A step is a call of the stage's progress bar or a file that appears under its name. Forking after
+the imports makes a launch cost a second instead of ten.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import loop.steps.judging
+from loop.cli import main
+from loop.progress import Display, Progress
+from loop.stages import STAGES
+
+loop.steps.judging._SHARD = 8  # so that a few questions are several shards
+
+
+class Steps:
+    """Counts the steps of the running stage, and dies at one of them."""
+
+    def __init__(self, root: Path, deaths: dict[str, list[int]]) -> None:
+        self.root, self.deaths = root, deaths
+        self.stage, self.count = "", 0
+        self.counts: dict[str, int] = {}
+
+    def begin(self, stage: str) -> None:
+        self.stage, self.count = stage, 0
+
+    def step(self) -> None:
+        self.count += 1
+        if self.deaths.get(self.stage, [0])[0] == self.count:
+            (self.root.parent / "died").write_text(self.stage)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def end(self) -> None:
+        self.counts[self.stage] = self.count
+        self.stage = ""
+
+
+class CountedProgress:
+    def __init__(self, steps: Steps, progress: Progress) -> None:
+        self.steps, self.progress = steps, progress
+
+    def start(self, total: int, unit: str) -> None:
+        self.steps.step()
+        self.progress.start(total, unit)
+
+    def advance(self, n: int = 1) -> None:
+        self.steps.step()
+        self.progress.advance(n)
+
+    def done(self) -> None:
+        self.steps.end()
+        self.progress.done()
+
+
+def count(steps: Steps) -> None:
+    stage, replace = Display.stage, os.replace
+
+    def counted_stage(self: Display, round: int, name: str) -> Any:
+        steps.begin(f"{round}/{name}")
+        return CountedProgress(steps, stage(self, round, name))
+
+    def counted_replace(*args: Any, **kwargs: Any) -> None:
+        if steps.stage:
+            steps.step()
+        replace(*args, **kwargs)
+
+    Display.stage = counted_stage  # type: ignore[method-assign]
+    os.replace = counted_replace  # type: ignore[assignment]
+
+
+def launch(root: Path, config: str, deaths: dict[str, list[int]]) -> int:
+    """The command in a child of its own: its exit code, negative if it died by a signal."""
+    child = os.fork()
+    if child == 0:
+        code: Any = 1
+        try:
+            steps = Steps(root, deaths)
+            count(steps)
+            sys.argv = ["retake", "run", config, "--dir", str(root)]
+            try:
+                main()
+            except SystemExit as end:
+                code = end.code or 0
+            (root.parent / "steps.json").write_text(json.dumps(steps.counts))
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def import_everything() -> None:
+    """What the stages import when they run; imports only, since a fork does not take threads along."""
+    import diffusers
+    import transformers
+
+    for name in ("peft.utils", "loop.embedded.anchors", "loop.embedded.oracle", "loop.report"):
+        importlib.import_module(name)
+    for stage in STAGES.values():
+        stage.resolve()
+    for module, name in (
+        (diffusers, "WanPipeline"),
+        (diffusers, "AutoencoderKLWan"),
+        (diffusers, "WanTransformer3DModel"),
+        (diffusers, "FlowMatchEulerDiscreteScheduler"),
+        (transformers, "UMT5EncoderModel"),
+        (transformers, "AutoModelForImageTextToText"),
+        (transformers, "Qwen2_5_VLForConditionalGeneration"),
+        (transformers, "Qwen2_5_VLProcessor"),
+    ):
+        getattr(module, name)
+
+
+if __name__ == "__main__":
+    import_everything()
+    root, config = Path(sys.argv[1]), sys.argv[2]
+    deaths: dict[str, list[int]] = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
+    died: list[str] = []
+    while (code := launch(root, config, deaths)) == -signal.SIGKILL:
+        died.append((root.parent / "died").read_text())
+        deaths[died[-1]] = deaths[died[-1]][1:] or [0]
+    assert code == 0, f"the campaign ended with {code}"
+    print(json.dumps({"steps": json.loads((root.parent / "steps.json").read_text()), "died": died}))
