@@ -1,6 +1,7 @@
 """The command `retake`. Imports nothing heavy: `retake --help` answers at once."""
 
 import contextlib
+import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import typer
 from loop.errors import StageFailed, Stopped, UserError
 
 FAILED, USER_ERROR, STOPPED = 1, 2, 75
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 app = typer.Typer(
     help="Improves a video generator and its judge together, round after round.",
@@ -133,6 +135,11 @@ def _exit_codes() -> Iterator[None]:
     except StageFailed as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(FAILED) from None
+    except OSError as error:  # outside of stages only the run directory is written
+        if error.errno not in _DISK_ERRORS:
+            raise
+        typer.echo(f"error: {error}; free space, or choose a --dir that can be written", err=True)
+        raise typer.Exit(USER_ERROR) from None
 
 
 def main() -> None:

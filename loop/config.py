@@ -118,7 +118,10 @@ class SourcesConfig(Section):
 class PairConfig(Section):
     min_signed_share: Fraction = 0.2  # guided pairs at or below it are dropped (DenseDPO, section 4.2)
     sources: SourcesConfig = SourcesConfig()
-    strategy: Literal["best_worst", "all"] = "best_worst"
+    # best_worst: one pair a prompt; ranked: its best num_ranked takes against its worst; all: every verdict
+    strategy: Literal["best_worst", "ranked", "all"] = "best_worst"
+    num_ranked: int = Field(2, ge=1)
+    min_rank_gap: Fraction = 0.3  # of the mean scores, for "ranked"
     control: Literal["none", "random_labels"] = "none"  # random_labels: every pair's sign by coin
 
 
@@ -165,6 +168,12 @@ class CampaignConfig(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     gate: GateConfig = GateConfig()
     launch: LaunchConfig = LaunchConfig()
+
+    @model_validator(mode="after")
+    def _overall_is_asked(self) -> "CampaignConfig":
+        if "overall" not in self.judge.dimensions:
+            raise ValueError("judge.dimensions lacks overall, by which pairs and gates are decided; add it")
+        return self
 
     def part(self, keys: tuple[str, ...]) -> dict[str, Any]:
         """The named top-level sections as plain JSON data: what a stage's fingerprint covers."""

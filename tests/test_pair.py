@@ -74,6 +74,25 @@ def test_fresh_best_against_worst_and_counts():
     assert not drops
 
 
+def test_ranked_pairs_use_every_verdict_and_drop_contradictions():
+    takes = [take(n) for n in "abcd"]
+    verdicts = [
+        verdict("a", "b", 0.5),
+        verdict("a", "c", 1.0),
+        verdict("a", "d", 1.0),
+        verdict("b", "c", 1.0),
+        verdict("d", "b", 1.0),  # b ranks above d, but lost to it
+        verdict("c", "d", 0.5),
+    ]
+    found, drops = make(verdicts, takes, strategy="ranked", num_ranked=2, min_rank_gap=0.3)
+    # mean scores: a 5/6, b 1/2, d 1/2, c 1/6; b comes before d by name
+    assert [(p.winner_id, p.loser_id) for p in found] == [("a", "c"), ("a", "d"), ("b", "c")]
+    assert found[0].certainty == pytest.approx(4 / 6) and found[1].certainty == pytest.approx(2 / 6)
+    assert drops == Counter({("fresh", "close_ranks"): 1})
+    found, drops = make(verdicts, takes, strategy="ranked", num_ranked=2, min_rank_gap=0)
+    assert ("b", "d") not in [(p.winner_id, p.loser_id) for p in found] and sum(drops.values()) == 1
+
+
 def test_uncertain_verdicts_are_dropped_by_reason():
     takes = [take(n) for n in "abcdefgh"]
     verdicts = [

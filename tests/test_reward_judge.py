@@ -177,6 +177,18 @@ def test_weights_that_are_not_safetensors_are_refused(tmp_path):
         load_judge(config(folder))
 
 
+def test_code_that_comes_with_a_model_is_not_run(tmp_path):
+    folder = make_tiny_qwen_vl(tmp_path / "own-code")
+    settings = json.loads((folder / "config.json").read_text())
+    settings |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}
+    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    assert not config(folder).trust_remote_code
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        load_judge(config(folder))
+    assert not (tmp_path / "ran").exists()
+
+
 class AlwaysFirst:
     """A plug-in as a user writes it."""
 

@@ -54,10 +54,20 @@ class Preference:
 
 
 def run(ctx: StageContext) -> None:
-    verdicts = [
-        v for v in read_table(ctx.inputs["label"] / "verdicts.parquet") if v["dimension"] == "overall"
-    ]
     takes = {t["take_id"]: t for t in read_table(ctx.inputs["sample"] / "takes.parquet")}
+    write_preferences(ctx, read_verdicts(ctx), takes)
+
+
+def read_verdicts(ctx: StageContext) -> list[dict[str, Any]]:
+    """The rows of verdicts.parquet that preferences are made of."""
+    rows = read_table(ctx.inputs["label"] / "verdicts.parquet")
+    return [v for v in rows if v["dimension"] == "overall"]
+
+
+def write_preferences(
+    ctx: StageContext, verdicts: list[dict[str, Any]], takes: dict[str, dict[str, Any]]
+) -> None:
+    """pairs.parquet, drops.parquet and metrics.json of a round."""
     latent_segments = json.loads((ctx.inputs["prepare"] / "clip.json").read_text())["latent_segments"]
     preferences, drops = make_preferences(verdicts, takes, latent_segments, ctx.config, ctx.seed)
     rows = [{**vars(p), "pair_id": p.pair_id} for p in preferences]
@@ -104,6 +114,9 @@ def _fresh(
         if v["kind"] == "take_take" and takes[v["first_id"]]["kind"] == "fresh":
             by_prompt[takes[v["first_id"]]["prompt_id"]].append(v)
     for asked in by_prompt.values():
+        if config.pair.strategy == "ranked":
+            yield from _ranked(asked, takes, num_latents, config, drops)
+            continue
         chosen = asked if config.pair.strategy == "all" else [_best_against_worst(asked)]
         drops["fresh", "not_best_against_worst"] += len(asked) - len(chosen)
         for v in chosen:
@@ -114,14 +127,58 @@ def _fresh(
                 yield _whole_clip("fresh", v, takes[v["first_id"]], num_latents)
 
 
-def _best_against_worst(asked: list[dict]) -> dict:
-    """The verdict between the takes of highest and lowest mean score, or the widest one if not asked."""
+def _ranks(asked: list[dict]) -> dict[str, float]:
+    """Mean score of every take over all verdicts on it (a Borda count): more votes than any one pair has."""
     scores: dict[str, list[float]] = defaultdict(list)
     for v in asked:
         scores[v["first_id"]].append(v["score"])
         scores[v["second_id"]].append(1 - v["score"])
-    rank = {take: float(np.mean(s)) for take, s in scores.items()}
+    return {take: float(np.mean(s)) for take, s in scores.items()}
+
+
+def _best_against_worst(asked: list[dict]) -> dict:
+    """The verdict between the takes of highest and lowest rank, or the widest one if not asked (Dual-IPO)."""
+    rank = _ranks(asked)
     return max(asked, key=lambda v: (abs(rank[v["first_id"]] - rank[v["second_id"]]), v["question_id"]))
+
+
+def _ranked(
+    asked: list[dict], takes: dict, num_latents: int, config: CampaignConfig, drops: Counter
+) -> Iterator[Preference]:
+    """The best `pair.num_ranked` takes of a prompt against its worst, by rank.
+
+    The gap in rank is the pair's certainty. A pair whose own verdict says the opposite is dropped.
+    """
+    rank = _ranks(asked)
+    order = sorted(rank, key=lambda take: (-rank[take], take))
+    num = min(config.pair.num_ranked, len(order) // 2)
+    own = {frozenset((v["first_id"], v["second_id"])): v for v in asked}
+    for winner in order[:num]:
+        for loser in order[-num:]:
+            gap = rank[winner] - rank[loser]
+            verdict = own.get(frozenset((winner, loser)))
+            if gap <= config.pair.min_rank_gap:
+                drops["fresh", "close_ranks"] += 1
+            elif (
+                verdict
+                and verdict["score"] != 0.5
+                and (verdict["score"] > 0.5) != (verdict["first_id"] == winner)
+            ):
+                drops["fresh", "own_verdict_contradicts"] += 1
+            else:
+                take = takes[winner]
+                question = verdict["question_id"] if verdict else asked[0]["question_id"]
+                yield Preference(
+                    "fresh",
+                    take["prompt_id"],
+                    take["prompt"],
+                    winner,
+                    loser,
+                    [1] * num_latents,
+                    1.0,
+                    gap,
+                    question,
+                )
 
 
 def _guided(

@@ -56,9 +56,24 @@ def run(ctx: StageContext) -> None:
     anchors = {r["anchor_id"]: r for r in read_table(ctx.inputs["prepare"] / "anchors.parquet")}
     prompts = read_table(ctx.inputs["prepare"] / "prompts.parquet")
     takes = plan_takes(ctx.config, ctx.round, prompts, list(anchors.values()))
+    _warn_of_too_few(ctx, prompts, list(anchors.values()))
     files = {i: ctx.inputs["prepare"] / a["file"] for i, a in anchors.items()}
     film(ctx, model, takes, files)
     write_table(ctx.out / "takes.parquet", ({**vars(t), "file": t.file} for t in takes), TAKES)
+
+
+def _warn_of_too_few(ctx: StageContext, prompts: list[dict], anchors: list[dict]) -> None:
+    settings = ctx.config.sample
+    wanted = (
+        ("fresh.num_prompts", settings.fresh.num_prompts, prompts),
+        ("guided.num_anchors", settings.guided.num_anchors, anchors),
+    )
+    for key, num, rows in wanted:
+        have = sum(row["part"] == "train" for row in rows)
+        if num > have:
+            ctx.log.warning(
+                "sample.%s is %d, but the train part has %d: all of them are used", key, num, have
+            )
 
 
 def film(
@@ -145,13 +160,23 @@ def plan_takes(
 
 
 def draw(rows: list[dict], num: int, round_number: int, seed: int, what: str) -> list[dict]:
-    """The round's window of an endless seeded order: every row comes once before any comes again."""
-    picked = []
-    for k in range((round_number - 1) * num, round_number * num):
-        epoch, place = divmod(k, len(rows))
-        order = np.random.default_rng(derive_seed(seed, what, epoch)).permutation(len(rows))
-        picked.append(rows[order[place]])
-    return picked
+    """The round's share of a seeded order that goes on from round to round: at most `num` rows, none twice.
+
+    Every row comes once before any comes again; a round that needs the start of the next order takes first
+    the rows that it does not have yet.
+    """
+    num = min(num, len(rows))
+    left: list[int] = []
+    epoch = 0
+    for _ in range(round_number):
+        picked, left = left[:num], left[num:]
+        if len(picked) < num:
+            order = np.random.default_rng(derive_seed(seed, what, epoch)).permutation(len(rows)).tolist()
+            queue = [i for i in order if i not in picked] + [i for i in order if i in picked]
+            missing = num - len(picked)
+            picked, left = picked + queue[:missing], queue[missing:]
+            epoch += 1
+    return [rows[i] for i in picked]
 
 
 def _shards(takes: list[Take], size: int) -> Iterator[list[Take]]:

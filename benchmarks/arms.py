@@ -1,0 +1,125 @@
+"""Does the loop improve the model, and for the right reason? Ours against four control arms at equal updates.
+
+    python benchmarks/arms.py --seeds 0 1 2 --out runs/arms [--arms ours random_labels …] [--set key=value …]
+
+Every arm is a whole campaign of configs/quickstart.yaml with the gate off; runs that exist are resumed. The
+table gives the oracle's total on the report prompts after each round, the paired gain over the base and the
+paired difference from ours, each with a bootstrap 95 % interval over captions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from generator.clips import read_clip
+from loop.campaign import run_campaign
+from loop.config_file import load_config
+from loop.embedded import oracle
+from loop.stages import STAGES, Stage, StageContext
+from loop.statistics import Interval, bootstrap_mean
+from loop.steps import pair
+from loop.steps.common import read_table
+from loop.store import Store
+
+ARMS: dict[str, list[str]] = {
+    "ours": [],
+    "random_labels": ["pair.control=random_labels"],
+    "likelihood": ["update.preference_weight=0", "update.winner_likelihood=0"],
+    "supervised": ["update.method=supervised"],
+    "oracle_labels": [],
+}
+
+
+def oracle_pair(ctx: StageContext) -> None:
+    """The upper bound: every verdict between takes is replaced by the oracle's. Only this file may do so."""
+    folder = ctx.inputs["sample"]
+    takes = {t["take_id"]: t for t in read_table(folder / "takes.parquet")}
+    totals = {
+        i: oracle.score(read_clip(folder / t["file"])[0], t["prompt"])["total"] for i, t in takes.items()
+    }
+    judge_verdicts = pair.read_verdicts(ctx)
+    for v in judge_verdicts:
+        first, second = (
+            totals.get(v["first_id"], 1.0),
+            totals.get(v["second_id"], 1.0),
+        )  # an anchor is perfect
+        difference = first - second if v["kind"] != "segment" else 0.0
+        v["score"] = 0.5 if abs(difference) < 0.1 else float(difference > 0)
+        v["mode"] = {0.5: "tie", 1.0: "first", 0.0: "second"}[v["score"]]
+        v["certainty"], v["calibrated_for"], v["num_votes"] = 1.0, None, 99
+    pair.write_preferences(ctx, judge_verdicts, takes)
+
+
+def run_arm(arm: str, seed: int, out: Path, overrides: list[str]) -> Path:
+    """The finished campaign of one arm."""
+    folder = out / f"{arm}-{seed}"
+    settings = [*overrides, *ARMS[arm], f"seed={seed}", "gate.enabled=false"]
+    stages = dict(STAGES)
+    if arm == "oracle_labels":
+        stages["pair"] = Stage(oracle_pair, STAGES["pair"].inputs, STAGES["pair"].config)
+    run_campaign(load_config("configs/quickstart.yaml", settings), Store(folder), stages)
+    return folder
+
+
+def scores(run: Path, round_number: int) -> dict[str, tuple[str, float]]:
+    """take_id → (prompt, the oracle's total) of a round's evaluation."""
+    folder = run / f"round-{round_number:03d}" / "evaluate"
+    prompts = {t["take_id"]: t["prompt_id"] for t in pq.read_table(folder / "takes.parquet").to_pylist()}
+    rows = pq.read_table(folder / "scores.parquet").to_pylist()
+    return {r["take_id"]: (prompts[r["take_id"]], r["oracle_total"]) for r in rows}
+
+
+def paired(one: dict[str, tuple[str, float]], other: dict[str, tuple[str, float]]) -> Interval:
+    """Mean of one − other over equal prompts and seeds."""
+    names = sorted(one)
+    return bootstrap_mean([one[n][1] - other[n][1] for n in names], [one[n][0] for n in names], seed=0)
+
+
+def show(found: Interval) -> str:
+    return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--out", type=Path, default=Path("runs/arms"))
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    options = parser.parse_args()
+    rounds = load_config("configs/quickstart.yaml", options.overrides).config.rounds
+    table: list[dict[str, Any]] = []
+    gains: dict[str, list[float]] = defaultdict(list)
+    for seed in options.seeds:
+        ours: dict[str, tuple[str, float]] | None = None
+        for arm in options.arms:
+            run = run_arm(arm, seed, options.out, options.overrides)
+            by_round = [scores(run, k) for k in range(rounds + 1)]
+            ours = by_round[-1] if arm == "ours" else ours
+            gain = paired(by_round[-1], by_round[0])
+            gains[arm].append(gain.value)
+            totals = [float(np.mean([s for _, s in r.values()])) for r in by_round]
+            against = paired(ours, by_round[-1]) if ours and arm != "ours" else None
+            row = {
+                "seed": seed,
+                "arm": arm,
+                "totals": [round(t, 3) for t in totals],
+                "gain": show(gain),
+                "ours minus this": show(against) if against else "",
+            }
+            table.append(row)
+            print(json.dumps(row), flush=True)
+    for arm, values in gains.items():
+        print(f"{arm}: mean gain {np.mean(values):+.3f} over {len(values)} seeds")
+
+
+if __name__ == "__main__":
+    main()
