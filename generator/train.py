@@ -88,7 +88,8 @@ def update(
     optimiser = torch.optim.AdamW(
         parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99)
     )
-    train_rows, held_rows = _split_by_prompt(pairs, config.held_out_share, seed)
+    chooses = config.method == "preference" and config.preference_weight > 0
+    train_rows, held_rows = _split_by_prompt(pairs, config.held_out_share if chooses else 0.0, seed)
     scratch = out / "_scratch"
     scratch.mkdir(parents=True, exist_ok=True)
     state = _resume(scratch, model, optimiser)
@@ -103,7 +104,9 @@ def update(
             assert pairs is not None
             held = _held_out(model, pairs, held_rows, config, seed)
             log({"step": step, "split": "held_out", **held})
-            if held["loss"] < state["best"]["loss"]:
+            # Accuracy, not the loss: at a high β the loss follows a few overconfident pairs and picks an
+            # early step. Later steps win ties, since the rate falls and its noise leaves the weights.
+            if held["implicit_accuracy"] >= state["best"]["implicit_accuracy"]:
                 state["best"] = {"step": step, **held}
                 _save(scratch / "best.pt", model.trainable_state())
         state["step"] = step + 1
@@ -113,7 +116,7 @@ def update(
                 {"weights": model.trainable_state(), "optimiser": optimiser.state_dict(), **state},
             )
     best: dict[str, float] = {"step": config.num_steps - 1}
-    if held_rows and math.isfinite(state["best"]["loss"]):
+    if held_rows and state["best"]["implicit_accuracy"] >= 0:
         best = state["best"]
         model.load_trainable_state(torch.load(scratch / "best.pt", weights_only=True))
     model.transformer.eval()
@@ -301,7 +304,7 @@ def _save(path: Path, state: dict[str, Any]) -> None:
 def _resume(scratch: Path, model: VideoModel, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
     path = scratch / "state.pt"
     if not path.exists():
-        return {"step": 0, "best": {"loss": math.inf}}
+        return {"step": 0, "best": {"implicit_accuracy": -1.0}}
     saved = torch.load(path, weights_only=True)
     model.load_trainable_state(saved["weights"])
     optimiser.load_state_dict(saved["optimiser"])

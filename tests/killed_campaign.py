@@ -4,8 +4,8 @@
     python tests/killed_campaign.py DIR CONFIG '{"0/prepare": [7, 20], …}'
                                                     dies at step 7, the next child at 20, …
 
-Prints one JSON object: the steps of every stage that the last child ran to its end, and the stages in which a
-child died. A step is a call of the stage's progress bar or a file that appears under its name. Forking after
+Prints one JSON object: the steps of every stage that the last child ran to its end, by name, and the stages in
+which a child died. A step is a call of the stage's progress bar or a file that appears under its name. Forking after
 the imports makes a launch cost a second instead of ten.
 """
 
@@ -32,20 +32,20 @@ class Steps:
 
     def __init__(self, root: Path, deaths: dict[str, list[int]]) -> None:
         self.root, self.deaths = root, deaths
-        self.stage, self.count = "", 0
-        self.counts: dict[str, int] = {}
+        self.stage = ""
+        self.taken: dict[str, list[str]] = {}
 
     def begin(self, stage: str) -> None:
-        self.stage, self.count = stage, 0
+        self.stage = stage
+        self.taken[stage] = []
 
-    def step(self) -> None:
-        self.count += 1
-        if self.deaths.get(self.stage, [0])[0] == self.count:
+    def step(self, name: str) -> None:
+        self.taken[self.stage].append(name)
+        if self.deaths.get(self.stage, [0])[0] == len(self.taken[self.stage]):
             (self.root.parent / "died").write_text(self.stage)
             os.kill(os.getpid(), signal.SIGKILL)
 
     def end(self) -> None:
-        self.counts[self.stage] = self.count
         self.stage = ""
 
 
@@ -54,11 +54,11 @@ class CountedProgress:
         self.steps, self.progress = steps, progress
 
     def start(self, total: int, unit: str) -> None:
-        self.steps.step()
+        self.steps.step(f"start {unit}")
         self.progress.start(total, unit)
 
     def advance(self, n: int = 1) -> None:
-        self.steps.step()
+        self.steps.step("advance")
         self.progress.advance(n)
 
     def done(self) -> None:
@@ -73,10 +73,10 @@ def count(steps: Steps) -> None:
         steps.begin(f"{round}/{name}")
         return CountedProgress(steps, stage(self, round, name))
 
-    def counted_replace(*args: Any, **kwargs: Any) -> None:
+    def counted_replace(source: Any, target: Any) -> None:
         if steps.stage:
-            steps.step()
-        replace(*args, **kwargs)
+            steps.step(Path(target).name)
+        replace(source, target)
 
     Display.stage = counted_stage  # type: ignore[method-assign]
     os.replace = counted_replace  # type: ignore[assignment]
@@ -95,7 +95,7 @@ def launch(root: Path, config: str, deaths: dict[str, list[int]]) -> int:
                 main()
             except SystemExit as end:
                 code = end.code or 0
-            (root.parent / "steps.json").write_text(json.dumps(steps.counts))
+            (root.parent / "steps.json").write_text(json.dumps(steps.taken))
         finally:
             sys.stderr.flush()
             os._exit(code)

@@ -1,4 +1,4 @@
-"""What a user can get wrong, through the real command and the real stages: the message, exit code 2, no damage.
+"""What users get wrong, through the real command and the real stages: the message, exit code 2, no damage.
 
 Messages of the YAML reader, of metadata.csv and of splits are tested in detail in test_config.py and
 test_data.py; a second launch and a changed config in test_campaign.py and test_cli.py.
@@ -172,7 +172,7 @@ def test_a_run_directory_that_cannot_be_made(clips):
 
 @pytest.mark.timeout(180)
 def test_no_bad_input_damages_a_run(clips, monkeypatch):
-    """One run directory meets all of it, and a disk that fills up at every flush; then it ends as a clean one does."""
+    """One run meets all of it, and a disk that is full now and again; in the end it is as a clean one."""
     good = Path("good")
     clips.rename(good)
     for spoil, _ in BAD_CLIPS.values():

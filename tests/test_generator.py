@@ -302,3 +302,36 @@ def test_bad_pairs_and_numbers_are_named(config, tmp_path):
             seed=0,
             on_step=lambda row: None,
         )
+
+
+def test_the_checkpoint_is_chosen_on_held_out_prompts(config, tmp_path):
+    model = load_model(config)
+    settings = UpdateConfig(
+        learning_rate=3e-3, num_steps=12, pairs_per_step=2, held_out_share=0.34, evaluate_every=3, beta=50.0
+    )
+    rows: list[dict] = []
+    chosen = update(
+        model, make_pairs(model), None, settings, parent=None, out=tmp_path, seed=1, on_step=rows.append
+    )
+    held = [r for r in rows if r["split"] == "held_out"]
+    assert [r["step"] for r in held] == [2, 5, 8, 11]
+    best = max(held, key=lambda r: (r["implicit_accuracy"], r["step"]))
+    assert chosen["chosen_step"] == best["step"]
+    # without a preference term there is nothing to choose by: the last step is kept
+    control = settings.model_copy(update={"preference_weight": 0.0, "winner_likelihood": 1.0})
+    out = tmp_path / "control"
+    out.mkdir()
+    model = load_model(config)
+    chosen = update(
+        model, make_pairs(model), None, control, parent=None, out=out, seed=1, on_step=lambda row: None
+    )
+    assert chosen == {"chosen_step": 11}
+
+
+def test_the_rate_falls_to_zero_unless_told_otherwise():
+    from generator.train import _rate
+
+    falling = UpdateConfig(num_steps=100, warmup_steps=10)
+    assert _rate(falling, 0) == pytest.approx(0.1) and _rate(falling, 50) == pytest.approx(0.5)
+    assert _rate(falling, 99) == pytest.approx(0.01)
+    assert _rate(falling.model_copy(update={"schedule": "constant"}), 99) == 1.0

@@ -44,7 +44,8 @@ def make_question(
     """
     text = "\x00".join([scope, kind, *sorted(c.clip_id for c in clips), str(segment)])
     digest = hashlib.sha256(text.encode()).hexdigest()
-    first, second = clips if int(digest[-1], 16) % 2 == 0 else clips[::-1]
+    one, other = sorted(clips, key=lambda c: c.clip_id)
+    first, second = (one, other) if int(digest[-1], 16) % 2 == 0 else (other, one)
     return Question(f"q-{digest[:20]}", kind, prompt, first, second, dimensions, segment, group)
 
 
