@@ -4,9 +4,9 @@
     python tests/killed_campaign.py DIR CONFIG '{"0/prepare": [7, 20], …}'
                                                     dies at step 7, the next child at 20, …
 
-Prints one JSON object: the steps of every stage that the last child ran to its end, by name, and the stages in
-which a child died. A step is a call of the stage's progress bar or a file that appears under its name. Forking after
-the imports makes a launch cost a second instead of ten.
+Prints one JSON object: the steps of every stage that the last child ran to its end, by name, and the stages
+in which a child died. A step is a call of the stage's progress bar or a file that appears under its name.
+Forking after the imports makes a launch cost a second instead of ten.
 """
 
 from __future__ import annotations

@@ -92,7 +92,8 @@ def test_kill_9_twice_in_every_stage_changes_no_byte(tmp_path):
     stages = [f"{number}/{stage}" for number, stage in plan(2)]
     assert list(whole["steps"]) == stages and whole["died"] == []
     deaths = {stage: thirds(names) for stage, names in whole["steps"].items()}
-    for number in (1, 2):  # one optimiser step beyond a checkpoint, so that the next launch must go on from it
+    for number in (1, 2):
+        # one optimiser step beyond a checkpoint, so that the next launch must go on from it
         names = whole["steps"][f"{number}/update"]
         checkpoint = [i for i, name in enumerate(names) if name == "state.pt"][1]
         deaths[f"{number}/update"][0] = names.index("advance", checkpoint) + 1
