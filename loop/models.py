@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from functools import cache
 from pathlib import Path
 
 from loop.config import CampaignConfig
@@ -57,3 +59,26 @@ def resolve_model(reference: str, key: str) -> str:
             "give a model folder, a hub id ORGANISATION/NAME, or embedded:NAME"
         )
     return reference
+
+
+_WHOLE_FILE = (
+    64 * 2**20
+)  # bytes; of larger files the first mebibyte is read: a safetensors header and some weights
+
+
+@cache
+def model_identity(resolved: str) -> str | None:
+    """A hash of a model folder's files (names, sizes, content), or None for a hub id.
+
+    It stands in the fingerprints: a run must not go on with other weights under the same name.
+    """
+    folder = Path(resolved)
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(folder).as_posix()}\0{size}\0".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(size if size <= _WHOLE_FILE else 2**20))
+    return digest.hexdigest()[:16]

@@ -6,10 +6,12 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from loop.config import CampaignConfig, changed_keys
 from loop.errors import StageFailed, UserError
 from loop.launchers import LAUNCHERS
+from loop.models import model_identity, resolve_model
 from loop.progress import Display
 from loop.stages import Stage, StageContext, derive_seed, plan
 from loop.store import Store, environment, fingerprint, read_manifest
@@ -37,7 +39,7 @@ class StageRunner:
             if manifest is None:
                 continue
             self.store.check_sizes(artefact, manifest)
-            for key in changed_keys(manifest.config, self.config.part(self.stages[name].config)):
+            for key in changed_keys(manifest.config, self._slice(self.stages[name])):
                 differing[f"  {key}, used by {artefact.relative_to(self.store.root)}"] = None
             # Bytes may now differ from an uninterrupted run; the run stays valid.
             for key in changed_keys(manifest.environment, self.environment):
@@ -54,7 +56,7 @@ class StageRunner:
         stage = self.stages[name]
         given = {key: path for key, path in inputs.items() if path is not None}
         stage.check_inputs(given)
-        config = self.config.part(stage.config)
+        config = self._slice(stage)
         prints = {key: self._fingerprint_of(path) for key, path in given.items()}
         mark = fingerprint(name, round, config, prints)
         artefact = self.store.artefact(round, name)
@@ -77,6 +79,15 @@ class StageRunner:
             self.store.commit(work, round, name, mark, config, prints, self.environment)
             progress.done()
         return artefact
+
+    def _slice(self, stage: Stage) -> dict[str, Any]:
+        """The sections that change the stage's result, and which weights stand behind a model's name."""
+        config = self.config.part(stage.config)
+        for section in ("generator", "judge"):
+            model = config.get(section, {}).get("model")
+            if model is not None:
+                config[section]["weights"] = model_identity(resolve_model(model, f"{section}.model"))
+        return config
 
     def _fingerprint_of(self, artefact: Path) -> str:
         manifest = read_manifest(artefact)

@@ -11,8 +11,12 @@ from pathlib import Path
 import pytest
 
 import loop.store
+from loop.config import changed_keys
 from loop.config_file import load_config
 from loop.errors import StageFailed, UserError
+from loop.models import model_identity
+from loop.progress import Display
+from loop.runner import StageRunner
 from loop.stages import STAGES, derive_seed, plan
 from loop.store import Store
 from tests.toy_campaign import CONFIG, TOY_STAGES, run_toy_campaign, tree
@@ -297,3 +301,20 @@ def test_seeds_differ_by_campaign_round_and_stage_and_never_change():
     assert derive_seed(0, 1, "sample") == derive_seed(0, 1, "sample")
     seeds = {derive_seed(s, k, stage) for s in range(3) for k, stage in plan(3)}
     assert len(seeds) == 3 * len(plan(3)) and max(seeds) < 2**31
+
+
+def test_other_weights_under_the_same_name_are_a_changed_config(tmp_path):
+    """A run goes on with the weights it was begun with, or not at all."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "weights.safetensors").write_bytes(b"one")
+    text = CONFIG.replace("generator: {model: toy/toy}", f"generator: {{model: {model}}}")
+    config = tmp_path / "campaign.yaml"
+    config.write_text(text)
+    loaded = load_config(str(config), [])
+    runner = StageRunner(loaded.config, Store(tmp_path / "run"), STAGES, Display(1))
+    before = runner._slice(STAGES["sample"])
+    (model / "weights.safetensors").write_bytes(b"two")
+    model_identity.cache_clear()
+    changed = changed_keys(before, runner._slice(STAGES["sample"]))
+    assert len(changed) == 1 and changed[0].startswith("generator.weights")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -16,7 +19,11 @@ def run(ctx: StageContext) -> None:
     config = ctx.config.update
     model = load_generator(ctx, None)
     parent = ctx.inputs.get("generator")
-    pairs = _pairs(ctx, model) if config.method == "preference" else None
+    rows = read_table(ctx.inputs["pair"] / "pairs.parquet")
+    if config.method == "preference" and not any(any(r["signs"]) for r in rows):
+        _keep_parent(ctx, model, parent)
+        return
+    pairs = _pairs(ctx, model, rows) if config.method == "preference" else None
     wants_anchors = config.method == "supervised" or config.real_likelihood > 0
     anchors = _anchors(ctx, model) if wants_anchors else None
     ctx.progress.start(config.num_steps, "steps")
@@ -39,8 +46,23 @@ def run(ctx: StageContext) -> None:
     write_json(ctx.out / "metrics.json", {"num_pairs": len(pairs.ids) if pairs else 0, **chosen})
 
 
-def _pairs(ctx: StageContext, model: VideoModel) -> PairData:
-    rows = read_table(ctx.inputs["pair"] / "pairs.parquet")
+def _keep_parent(ctx: StageContext, model: VideoModel, parent: Path | None) -> None:
+    """A round without a decided pair has nothing to teach; the campaign goes on with the same weights."""
+    ctx.log.warning(
+        "no preference pairs this round: the generator stays as it is. Lower certainty.min_margin, "
+        "certainty.min_probability or pair.min_rank_gap, or sample more takes"
+    )
+    model.prepare_training(
+        ctx.config.update.lora,
+        parent / "checkpoint" if parent else None,
+        ctx.config.update.reference,
+        ctx.seed,
+    )
+    model.save_checkpoint(ctx.out / "checkpoint")
+    write_json(ctx.out / "metrics.json", {"num_pairs": 0, "skipped": "no preference pairs"})
+
+
+def _pairs(ctx: StageContext, model: VideoModel, rows: list[dict[str, Any]]) -> PairData:
     paths = clip_paths(ctx, "prepare", "sample")
     names = sorted({r["winner_id"] for r in rows} | {r["loser_id"] for r in rows})
     ctx.progress.start(len(names), "clips")
