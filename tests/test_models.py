@@ -63,4 +63,3 @@ def test_a_round_without_pairs_keeps_the_parent(tmp_path, lora):
         base.encode_prompts(["a red ring moves up"]),
     )
     torch.testing.assert_close(base.predict(x, sigma, condition), kept.predict(x, sigma, condition))
-    assert pq.read_table(tmp_path / "pair" / "pairs.parquet").num_rows == 0
