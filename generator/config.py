@@ -74,6 +74,12 @@ class UpdateConfig(_Section):
         "linear",
         description="linear = down to 0 over the round's steps; a constant rate leaves noise in the weights",
     )
+    average: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay of a running average of the weights, which is what is compared and kept; 0 = off",
+    )
     num_steps: int = Field(200, ge=1)
     pairs_per_step: int = Field(8, ge=1)
     anchors_per_step: int = Field(

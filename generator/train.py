@@ -92,16 +92,19 @@ def update(
     train_rows, held_rows = _split_by_prompt(pairs, config.held_out_share if chooses else 0.0, seed)
     scratch = out / "_scratch"
     scratch.mkdir(parents=True, exist_ok=True)
-    state = _resume(scratch, model, optimiser)
+    average = _Average(parameters, config.average)
+    state = _resume(scratch, model, optimiser, average)
     log = StepLog(out / "log.jsonl", from_step=state["step"], also=on_step)
     for step in range(state["step"], config.num_steps):
         for group in optimiser.param_groups:
             group["lr"] = config.learning_rate * _rate(config, step)
         row = _step(model, parameters, optimiser, pairs, train_rows, anchors, config, seed, step)
+        average.update(step)
         log({"step": step, "split": "train", **row})
         last = step == config.num_steps - 1
         if held_rows and (last or step % config.evaluate_every == config.evaluate_every - 1):
             assert pairs is not None
+            weights = average.swap()
             held = _held_out(model, pairs, held_rows, config, seed)
             log({"step": step, "split": "held_out", **held})
             # Accuracy, not the loss: at a high β the loss follows a few overconfident pairs and picks an
@@ -109,13 +112,14 @@ def update(
             if held["implicit_accuracy"] >= state["best"]["implicit_accuracy"]:
                 state["best"] = {"step": step, **held}
                 _save(scratch / "best.pt", model.trainable_state())
+            average.swap(weights)
         state["step"] = step + 1
         if last or step % config.checkpoint_every == config.checkpoint_every - 1:
-            _save(
-                scratch / "state.pt",
-                {"weights": model.trainable_state(), "optimiser": optimiser.state_dict(), **state},
-            )
+            trained, moments = model.trainable_state(), optimiser.state_dict()
+            saved = {"weights": trained, "optimiser": moments, "average": average.shadow, **state}
+            _save(scratch / "state.pt", saved)
     best: dict[str, float] = {"step": config.num_steps - 1}
+    average.swap()
     if held_rows and state["best"]["implicit_accuracy"] >= 0:
         best = state["best"]
         model.load_trainable_state(torch.load(scratch / "best.pt", weights_only=True))
@@ -301,13 +305,44 @@ def _save(path: Path, state: dict[str, Any]) -> None:
     os.replace(temporary, path)
 
 
-def _resume(scratch: Path, model: VideoModel, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+class _Average:
+    """A running average of the trained weights in float32 (in bfloat16 a slow one would round to no change).
+
+    A checkpoint from the middle of an update carries the noise of a rate that is still high; its average does
+    not, so that steps can be compared fairly. With decay 0 the average is the weights themselves.
+    """
+
+    def __init__(self, parameters: list[torch.nn.Parameter], decay: float) -> None:
+        self.parameters, self.decay = parameters, decay
+        self.shadow = [p.detach().float().clone() for p in parameters] if decay else []
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))  # the start is forgotten faster, as usual
+        for shadow, parameter in zip(self.shadow, self.parameters, strict=False):
+            shadow.lerp_(parameter.detach().float(), 1 - decay)
+
+    @torch.no_grad()
+    def swap(self, weights: list[Tensor] | None = None) -> list[Tensor]:
+        """Puts the average (or `weights`) into the model and returns what was there."""
+        if not self.decay:
+            return []
+        before = [p.detach().clone() for p in self.parameters]
+        for parameter, value in zip(self.parameters, weights or self.shadow, strict=True):
+            parameter.copy_(value)
+        return before
+
+
+def _resume(
+    scratch: Path, model: VideoModel, optimiser: torch.optim.Optimizer, average: _Average
+) -> dict[str, Any]:
     path = scratch / "state.pt"
     if not path.exists():
         return {"step": 0, "best": {"implicit_accuracy": -1.0}}
     saved = torch.load(path, weights_only=True)
     model.load_trainable_state(saved["weights"])
     optimiser.load_state_dict(saved["optimiser"])
+    average.shadow = saved["average"]
     return {"step": saved["step"], "best": saved["best"]}
 
 

@@ -69,6 +69,7 @@ class JudgeGateConfig(Section):
     """A new judge is used unless its held-out accuracy is below its parent's by more than `margin`."""
 
     num_questions: int = Field(64, ge=1)
+    num_ballots: int = Field(2, ge=1)
     margin: Fraction = 0.0
 
 

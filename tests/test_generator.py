@@ -214,8 +214,8 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("lora", [None, LORA])
-def test_resume_is_bit_identical(config, tmp_path, lora):
+@pytest.mark.parametrize(("lora", "average"), [(None, 0.0), (None, 0.9), (LORA, 0.9)])
+def test_resume_is_bit_identical(config, tmp_path, lora, average):
     """float32, one machine: a run that dies after any step ends in the same bytes as one that does not."""
     settings = UpdateConfig(
         lora=lora, learning_rate=1e-3, num_steps=7, pairs_per_step=2, held_out_share=0.34, evaluate_every=2,
@@ -335,3 +335,38 @@ def test_the_rate_falls_to_zero_unless_told_otherwise():
     assert _rate(falling, 0) == pytest.approx(0.1) and _rate(falling, 50) == pytest.approx(0.5)
     assert _rate(falling, 99) == pytest.approx(0.01)
     assert _rate(falling.model_copy(update={"schedule": "constant"}), 99) == 1.0
+
+
+def test_the_average_is_that_of_the_weights_and_leaves_training_alone(config, tmp_path):
+    from generator.train import _Average
+
+    weight = torch.nn.Parameter(torch.zeros(3))
+    average = _Average([weight], 0.5)
+    for step, value in enumerate([1.0, 1.0]):
+        with torch.no_grad():
+            weight.fill_(value)
+        average.update(step)
+    # decays 1/10 and 2/11: 0.9, then 0.9·2/11 + 9/11
+    assert average.shadow[0][0].item() == pytest.approx(0.9 * 2 / 11 + 9 / 11)
+    before = average.swap()
+    assert weight[0].item() == pytest.approx(average.shadow[0][0].item())
+    average.swap(before)
+    assert weight[0].item() == 1.0
+
+    losses = []
+    for name, decay in (("off", 0.0), ("on", 0.9)):
+        rows: list[dict] = []
+        out = tmp_path / name
+        out.mkdir()
+        settings = UpdateConfig(
+            average=decay,
+            learning_rate=1e-3,
+            num_steps=6,
+            pairs_per_step=2,
+            held_out_share=0.34,
+            evaluate_every=2,
+        )
+        model = load_model(config)
+        update(model, make_pairs(model), None, settings, parent=None, out=out, seed=1, on_step=rows.append)
+        losses.append([r["loss"] for r in rows if r["split"] == "train"])
+    assert losses[0] == losses[1]

@@ -197,7 +197,7 @@ def examine(model: Any, writer: Writer, lines: Lines) -> dict[str, float]:
 
 def main(argv: list[str]) -> None:
     torch.set_num_threads(1)
-    out, num_steps = Path(argv[0]), int(argv[1]) if len(argv) > 1 else 2600
+    out, num_steps = Path(argv[0]), int(argv[1]) if len(argv) > 1 else 2200
     out.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     processor = build_processor()

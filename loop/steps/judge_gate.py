@@ -23,8 +23,8 @@ from reward.voting import Verdict
 def run(ctx: StageContext) -> None:
     candidate, parent = ctx.inputs["train_judge"], ctx.inputs.get("judge_parent")
     known = known_answers(ctx, "gate", ctx.config.judge_gate.num_questions)
-    verdicts = _answer(ctx, candidate, known, "candidate")
-    before = _answer(ctx, parent, known, "parent")
+    verdicts = _answer(ctx, candidate, known, ctx.config.judge_gate.num_ballots, "candidate")
+    before = _answer(ctx, parent, known, ctx.config.judge_gate.num_ballots, "parent")
     truth = [k.answers for k in known]
     new, old = accuracy(verdicts, truth, "overall"), accuracy(before, truth, "overall")
     groups = [k.question.group for k in known]
@@ -62,7 +62,7 @@ def _calibrate(ctx: StageContext, judge: Path | None) -> None:
     known = known_answers(ctx, "calibrate", ctx.config.known_answers.num_calibrate)
     calibrators = {}
     if known:
-        verdicts = _answer(ctx, judge, known, "calibrate")
+        verdicts = _answer(ctx, judge, known, ctx.config.label.voting.num_ballots, "calibrate")
         calibrators["known"] = fit(
             "known", verdicts, [k.answers for k in known], ctx.config.certainty.min_labels
         )
@@ -89,10 +89,12 @@ def known_answers(ctx: StageContext, part: str, num: int, seed: int | None = Non
     )
 
 
-def _answer(ctx: StageContext, judge: Path | None, known: list[KnownAnswer], name: str) -> list[Verdict]:
+def _answer(
+    ctx: StageContext, judge: Path | None, known: list[KnownAnswer], num_ballots: int, name: str
+) -> list[Verdict]:
     asked = [k.question for k in known]
     opened = open_judge(ctx, judge)
     try:
-        return fold_all(asked, ask(ctx, opened, asked, ctx.config.label.voting.num_ballots, name))
+        return fold_all(asked, ask(ctx, opened, asked, num_ballots, name))
     finally:
         opened.close()
