@@ -353,7 +353,7 @@ def test_the_average_is_that_of_the_weights_and_leaves_training_alone(config, tm
     average.swap(before)
     assert weight[0].item() == 1.0
 
-    losses = []
+    losses, kept = [], []
     for name, decay in (("off", 0.0), ("on", 0.9)):
         rows: list[dict] = []
         out = tmp_path / name
@@ -369,4 +369,30 @@ def test_the_average_is_that_of_the_weights_and_leaves_training_alone(config, tm
         model = load_model(config)
         update(model, make_pairs(model), None, settings, parent=None, out=out, seed=1, on_step=rows.append)
         losses.append([r["loss"] for r in rows if r["split"] == "train"])
+        kept.append([r["loss"] for r in rows if r["split"] == "held_out"])
     assert losses[0] == losses[1]
+    assert kept[0] != kept[1]  # what is compared on held-out pairs is the average
+
+
+def test_the_average_is_what_is_kept(config, tmp_path):
+    def travelled(decay: float) -> float:
+        out = tmp_path / str(decay)
+        out.mkdir()
+        settings = UpdateConfig(
+            average=decay,
+            learning_rate=1e-3,
+            schedule="constant",  # a falling rate would hardly move at the end, and its average hardly lag
+            num_steps=12,
+            pairs_per_step=2,
+            held_out_share=0,
+        )
+        model = load_model(config)
+        update(
+            model, make_pairs(model), None, settings, parent=None, out=out, seed=1, on_step=lambda row: None
+        )
+        kept = load_model(config, out / "checkpoint").transformer.parameters()
+        pairs = zip(kept, load_model(config).transformer.parameters(), strict=True)
+        return sum((a - b).pow(2).sum().item() for a, b in pairs)
+
+    # an average over the way lies behind its end
+    assert 0 < travelled(0.9) < 0.9 * travelled(0.0)

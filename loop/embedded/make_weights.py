@@ -8,6 +8,7 @@ docs/embedded.md says how long each part took and on what machine.
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import time
@@ -208,6 +209,13 @@ def train_generator(
         if step % 50 == 49:
             print(f"generator {step + 1} loss {loss.item():.4f} {time.time() - start:.0f} s", flush=True)
     pipe.save_pretrained(out / "base")
+    _forget_path(out / "base" / "vae" / "config.json")
+
+
+def _forget_path(config: Path) -> None:
+    """Where this machine kept the autoencoder is no part of the model."""
+    kept = {key: value for key, value in json.loads(config.read_text()).items() if key != "_name_or_path"}
+    config.write_text(json.dumps(kept, indent=2) + "\n")
 
 
 def main(argv: list[str]) -> None:

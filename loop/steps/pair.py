@@ -124,7 +124,7 @@ def _fresh(
             if reason:
                 drops["fresh", reason] += 1
             else:
-                yield _whole_clip("fresh", v, takes[v["first_id"]], num_latents)
+                yield _of_verdict("fresh", v, takes[v["first_id"]], num_latents)
 
 
 def _ranks(asked: list[dict]) -> dict[str, float]:
@@ -168,17 +168,7 @@ def _ranked(
             else:
                 take = takes[winner]
                 question = verdict["question_id"] if verdict else asked[0]["question_id"]
-                yield Preference(
-                    "fresh",
-                    take["prompt_id"],
-                    take["prompt"],
-                    winner,
-                    loser,
-                    [1] * num_latents,
-                    1.0,
-                    gap,
-                    question,
-                )
+                yield _whole_clip("fresh", take, winner, loser, num_latents, gap, question)
 
 
 def _guided(
@@ -227,21 +217,21 @@ def _real(
         if reason:
             drops["real", reason] += 1
         else:
-            yield _whole_clip("real", v, take, num_latents)
+            yield _of_verdict("real", v, take, num_latents)
 
 
-def _whole_clip(source: str, v: dict, take: dict, num_latents: int) -> Preference:
+def _of_verdict(source: str, v: dict, take: dict, num_latents: int) -> Preference:
+    """The preference that one verdict states, with its certainty."""
     winner, loser = (v["first_id"], v["second_id"]) if v["score"] > 0.5 else (v["second_id"], v["first_id"])
+    return _whole_clip(source, take, winner, loser, num_latents, v["certainty"], v["question_id"])
+
+
+def _whole_clip(
+    source: str, take: dict, winner: str, loser: str, num_latents: int, certainty: float, question_id: str
+) -> Preference:
+    signs = [1] * num_latents
     return Preference(
-        source,
-        take["prompt_id"],
-        take["prompt"],
-        winner,
-        loser,
-        [1] * num_latents,
-        1.0,
-        v["certainty"],
-        v["question_id"],
+        source, take["prompt_id"], take["prompt"], winner, loser, signs, 1.0, certainty, question_id
     )
 
 
