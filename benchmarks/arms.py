@@ -28,11 +28,13 @@ from loop.steps import pair
 from loop.steps.common import read_table
 from loop.store import Store
 
+_NO_PAIRS = ["sample.fresh.num_prompts=4", "sample.guided.num_anchors=1"]  # they would not be looked at
 ARMS: dict[str, list[str]] = {
     "ours": [],
     "random_labels": ["pair.control=random_labels"],
-    "likelihood": ["update.preference_weight=0", "update.winner_likelihood=0"],
-    "supervised": ["update.method=supervised"],
+    "likelihood": [*_NO_PAIRS, "update.preference_weight=0", "update.winner_likelihood=0"],
+    # a step of ours sees 16 winners, 16 losers and 16 anchors; as many clips here, all of them real
+    "supervised": [*_NO_PAIRS, "update.method=supervised", "update.anchors_per_step=48"],
     "oracle_labels": [],
 }
 

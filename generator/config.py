@@ -68,6 +68,12 @@ class UpdateConfig(_Section):
         1.0, ge=0, description="weight of the preference term; 0 leaves the likelihood terms"
     )
     learning_rate: float = Field(1e-5, gt=0)
+    round_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="factor on the learning rate from round to round: a better model has more to lose",
+    )
     weight_decay: float = Field(0.0, ge=0)
     warmup_steps: int = Field(10, ge=0)
     schedule: Literal["constant", "linear"] = Field(
@@ -105,3 +111,13 @@ class UpdateConfig(_Section):
         if not 0 <= low < high <= 1:
             raise ValueError(f"sigma_range must satisfy 0 ≤ low < high ≤ 1, got {list(self.sigma_range)}")
         return self
+
+    @property
+    def needs_pairs(self) -> bool:
+        """Whether any term reads preference pairs; the control arms on real clips alone do without."""
+        return self.method == "preference" and (self.preference_weight > 0 or self.winner_likelihood > 0)
+
+    def in_round(self, number: int) -> UpdateConfig:
+        """These settings as round `number` ≥ 1 uses them."""
+        rate = self.learning_rate * self.round_decay ** (number - 1)
+        return self.model_copy(update={"learning_rate": rate})

@@ -108,8 +108,10 @@ def update(
             held = _held_out(model, pairs, held_rows, config, seed)
             log({"step": step, "split": "held_out", **held})
             # Accuracy, not the loss: at a high β the loss follows a few overconfident pairs and picks an
-            # early step. Later steps win ties, since the rate falls and its noise leaves the weights.
-            if held["implicit_accuracy"] >= state["best"]["implicit_accuracy"]:
+            # early step. Among steps that so few pairs cannot tell apart the last one is taken: the rate
+            # falls, and its noise leaves the weights.
+            state["top"] = max(state["top"], held["implicit_accuracy"])
+            if near_best(held["implicit_accuracy"], state["top"], len(held_rows)):
                 state["best"] = {"step": step, **held}
                 _save(scratch / "best.pt", model.trainable_state())
             average.swap(weights)
@@ -120,7 +122,7 @@ def update(
             _save(scratch / "state.pt", saved)
     best: dict[str, float] = {"step": config.num_steps - 1}
     average.swap()
-    if held_rows and state["best"]["implicit_accuracy"] >= 0:
+    if held_rows and state["best"]:
         best = state["best"]
         model.load_trainable_state(torch.load(scratch / "best.pt", weights_only=True))
     model.transformer.eval()
@@ -144,10 +146,7 @@ def _step(
     loss = torch.zeros((), device=model.device)
     log: dict[str, float] = {}
     ids: list[str] = []
-    wants_pairs = config.method == "preference" and (
-        config.preference_weight > 0 or config.winner_likelihood > 0
-    )
-    if wants_pairs:
+    if config.needs_pairs:
         assert pairs is not None
         rows = _batch(train_rows, config.pairs_per_step, seed, step)
         ids = [pairs.ids[i] for i in rows]
@@ -255,6 +254,11 @@ def _held_out(
     return {"loss": loss.item(), **preference_statistics(errors, signs)}
 
 
+def near_best(accuracy: float, best: float, num_pairs: int) -> bool:
+    """Whether an accuracy on `num_pairs` pairs lies within one standard error of the best one."""
+    return accuracy >= best - math.sqrt(best * (1 - best) / num_pairs)
+
+
 def _split_by_prompt(pairs: PairData | None, share: float, seed: int) -> tuple[list[int], list[int]]:
     """Row numbers for training and for choosing the checkpoint; no prompt is on both sides."""
     if pairs is None:
@@ -338,12 +342,12 @@ def _resume(
 ) -> dict[str, Any]:
     path = scratch / "state.pt"
     if not path.exists():
-        return {"step": 0, "best": {"implicit_accuracy": -1.0}}
+        return {"step": 0, "top": 0.0, "best": {}}
     saved = torch.load(path, weights_only=True)
     model.load_trainable_state(saved["weights"])
     optimiser.load_state_dict(saved["optimiser"])
     average.shadow = saved["average"]
-    return {"step": saved["step"], "best": saved["best"]}
+    return {name: saved[name] for name in ("step", "top", "best")}
 
 
 class StepLog:

@@ -123,6 +123,9 @@ class PairConfig(Section):
     strategy: Literal["best_worst", "ranked", "all"] = "best_worst"
     num_ranked: int = Field(2, ge=1)
     min_rank_gap: Fraction = 0.3  # of the mean scores, for "ranked"
+    # certain: the judge must be sure that the anchor beats the take; unless_contradicted: a real clip wins
+    # (RealDPO's rule), save where the judge is sure of the contrary
+    real_wins: Literal["certain", "unless_contradicted"] = "certain"
     control: Literal["none", "random_labels"] = "none"  # random_labels: every pair's sign by coin
 
 

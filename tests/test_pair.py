@@ -137,6 +137,19 @@ def test_the_real_clip_wins_unless_the_judge_objects():
     assert drops == Counter({("real", "judge_prefers_the_take"): 1})
 
 
+def test_a_real_clip_that_the_judge_is_not_sure_of_wins_only_if_asked_so():
+    takes = [take("a"), take("b"), take("c")]
+    verdicts = [
+        verdict("a", "anchor", 0.5, "take_real"),  # a tie
+        verdict("b", "anchor", 0.6, "take_real"),  # for the take, not surely
+        verdict("c", "anchor", 1.0, "take_real"),  # surely for the take
+    ]
+    assert make(verdicts, takes)[0] == []
+    found, drops = make(verdicts, takes, real_wins="unless_contradicted")
+    assert {(p.winner_id, p.loser_id) for p in found} == {("anchor", "a"), ("anchor", "b")}
+    assert drops == Counter({("real", "judge_prefers_the_take"): 1})
+
+
 def test_source_limits_keep_the_most_certain():
     takes = [take(n) for n in "abcd"]
     verdicts = [verdict("a", "b", 0.8), verdict("c", "d", 1.0)]

@@ -205,19 +205,24 @@ def _guided(
 def _real(
     verdicts: list[dict], takes: dict, num_latents: int, config: CampaignConfig, drops: Counter
 ) -> Iterator[Preference]:
-    """The real clip wins (RealDPO), where the blind judge does not contradict it."""
+    """The real clip wins (RealDPO), where the blind judge agrees or, by `pair.real_wins`, does not object."""
     for v in verdicts:
         if v["kind"] != "take_real":
             continue
         first_is_take = v["first_id"] in takes
-        take = takes[v["first_id"] if first_is_take else v["second_id"]]
+        ids = v["first_id"], v["second_id"]
+        take_id, anchor_id = ids if first_is_take else ids[::-1]
         reason = _why_not(v, config.certainty)
         if reason is None and (v["score"] > 0.5) == first_is_take:
             reason = "judge_prefers_the_take"
+        elif config.pair.real_wins == "unless_contradicted":
+            reason = None
         if reason:
             drops["real", reason] += 1
         else:
-            yield _of_verdict("real", v, take, num_latents)
+            yield _whole_clip(
+                "real", takes[take_id], anchor_id, take_id, num_latents, v["certainty"], v["question_id"]
+            )
 
 
 def _of_verdict(source: str, v: dict, take: dict, num_latents: int) -> Preference:

@@ -16,14 +16,14 @@ from loop.steps.common import clip_paths, load_generator, read_table, write_json
 
 
 def run(ctx: StageContext) -> None:
-    config = ctx.config.update
+    config = ctx.config.update.in_round(ctx.round)
     model = load_generator(ctx, None)
     parent = ctx.inputs.get("generator")
     rows = read_table(ctx.inputs["pair"] / "pairs.parquet")
-    if config.method == "preference" and not any(any(r["signs"]) for r in rows):
+    if config.needs_pairs and not any(any(r["signs"]) for r in rows):
         _keep_parent(ctx, model, parent)
         return
-    pairs = _pairs(ctx, model, rows) if config.method == "preference" else None
+    pairs = _pairs(ctx, model, rows) if config.needs_pairs else None
     wants_anchors = config.method == "supervised" or config.real_likelihood > 0
     anchors = _anchors(ctx, model) if wants_anchors else None
     ctx.progress.start(config.num_steps, "steps")
