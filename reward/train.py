@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import tempfile
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def train_judge(
     report: dict[str, float] = {"num_sft_rows": len(rows_sft), "num_preference_rows": len(rows_pref)}
     parent = copy.deepcopy(model) if num_pref else None
     if num_sft:
-        model = _supervise(model, encoder, rows_sft, config, seed, watch.phase("sft", 0))
+        model = _supervise(model, encoder, rows_sft, config, out, seed, watch.phase("sft", 0))
         report["sft_loss"] = watch.last_loss
     if num_pref:
         assert parent is not None
@@ -67,7 +67,7 @@ def train_judge(
         kept, weighing = weigh_by_certainty(rows_pref, r, config.tau, config.min_pce)
         report |= weighing
         if kept:
-            model = _prefer(model, encoder, kept, config, seed, watch.phase("srpo", num_sft))
+            model = _prefer(model, encoder, kept, config, out, seed, watch.phase("srpo", num_sft))
             report["srpo_loss"] = watch.last_loss
     model.to(getattr(torch, config.dtype)).save_pretrained(out)
     processor.save_pretrained(out)
@@ -210,9 +210,16 @@ def row_numbers(num_rows: int) -> Dataset:
 
 
 def _supervise(
-    model: Any, encoder: Encoder, rows: Sequence[SftRow], config: TrainJudgeConfig, seed: int, watch: _Watch
+    model: Any,
+    encoder: Encoder,
+    rows: Sequence[SftRow],
+    config: TrainJudgeConfig,
+    out: Path,
+    seed: int,
+    watch: _Watch,
 ) -> Any:
-    with _arguments(config, config.batch_size, config.num_steps, config.learning_rate, seed) as arguments:
+    steps, rate = config.num_steps, config.learning_rate
+    with _arguments(config, config.batch_size, steps, rate, out, seed) as arguments:
         trainer = SftJudgeTrainer(
             model=model,
             args=SFTConfig(**arguments),
@@ -232,13 +239,14 @@ def _prefer(
     encoder: Encoder,
     rows: Sequence[PreferenceRow],
     config: TrainJudgeConfig,
+    out: Path,
     seed: int,
     watch: _Watch,
 ) -> Any:
     # without a reference of its own DPOTrainer reloads the folder the model came from, which is a round old
     reference = None if config.lora else copy.deepcopy(model)
     steps, rate = config.preference_steps, config.preference_learning_rate
-    with _arguments(config, config.preference_batch_size, steps, rate, seed) as arguments:
+    with _arguments(config, config.preference_batch_size, steps, rate, out, seed) as arguments:
         trainer = SrpoTrainer(
             model=model,
             ref_model=reference,
@@ -255,13 +263,19 @@ def _prefer(
 
 
 @contextlib.contextmanager
-def _arguments(config: TrainJudgeConfig, batch_size: int, num_steps: int, rate: float, seed: int) -> Any:
-    """TRL's arguments that both trainers share, with a scratch folder that lives as long as the training."""
+def _arguments(
+    config: TrainJudgeConfig, batch_size: int, num_steps: int, rate: float, out: Path, seed: int
+) -> Any:
+    """TRL's arguments that both trainers share, with a scratch folder that lives as long as the training.
+
+    The folder stands beside `out` under a fixed name: what a killed training leaves, the next one removes.
+    """
     seed = seed % 2**31
     micro = config.micro_batch_size or batch_size
-    with tempfile.TemporaryDirectory(prefix="retake-judge-") as scratch:
+    scratch = out.with_name(f"_{out.name}_scratch")
+    try:
         yield {
-            "output_dir": scratch,
+            "output_dir": str(scratch),
             "max_steps": num_steps,
             "per_device_train_batch_size": micro,
             "gradient_accumulation_steps": batch_size // micro,
@@ -283,6 +297,8 @@ def _arguments(config: TrainJudgeConfig, batch_size: int, num_steps: int, rate: 
             "seed": seed,
             "data_seed": seed,
         }
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _peft(config: TrainJudgeConfig) -> PeftLoraConfig | None:

@@ -51,7 +51,7 @@ CURVES: dict[str, tuple[float, float, float, float, float]] = {
     "judge_accuracy": (np.nan, 0.78, 0.86, 0.89, 0.03),
     "judge_flip_rate": (np.nan, 0.19, 0.12, 0.09, 0.03),
     "judge_oracle_agreement_vs_base": (np.nan, 0.66, 0.71, 0.75, 0.05),
-    "pair_precision": (np.nan, 0.74, 0.79, 0.82, 0.05),
+    "pair_precision_fresh": (np.nan, 0.74, 0.79, 0.82, 0.05),
 }
 REAL = {"oracle_total": 0.93, "motion_magnitude": 0.71, "flicker": 0.006}
 BY_JUDGE = ("win_rate_vs_base", "win_rate_vs_previous", "fool_rate")

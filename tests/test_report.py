@@ -24,7 +24,7 @@ import pytest
 
 from loop.errors import UserError
 from loop.report import write_report
-from loop.report.charts import interval, number
+from loop.report.charts import Point, curve, histogram, interval, number
 from loop.report.markup import Html, element
 from loop.stages import plan
 from tests.fabricated_run import fabricate
@@ -180,6 +180,21 @@ def test_the_report_needs_no_torch(small: Path) -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code, str(small)], check=True, timeout=60, cwd=ROOT)
+
+
+def test_charts_wear_the_colours_of_the_page_and_tell_their_points() -> None:
+    points = [Point(0, 0.3, 0.2, 0.4, 144), Point(1, 0.5, 0.4, 0.6, 144, kept=False)]
+
+    def drawn() -> str:
+        return curve(points, "total <b>", num_rounds=2, real=0.94, reference=0.5, large=True)
+
+    assert drawn() == drawn()
+    assert "var(--colour)" in drawn() and "var(--soft)" in drawn() and "#c0ffe" not in drawn()
+    assert "<title>base: 0.30, 95 % interval 0.20 to 0.40, 144 clips</title>" in drawn()
+    assert "144 clips, rolled back</title>" in drawn() and "real clips 0.94" in drawn()
+    assert "&lt;b&gt;" in drawn() and "<b>" not in drawn() and "<style" not in drawn()
+    bars = histogram({"a": [1, 2], "b": [0, 3]}, "certainty", {"a": 1, "b": 2})
+    assert "<title>0.5 to 1: 3 of 5, b</title>" in bars and "var(--orange)" in bars
 
 
 def test_numbers_and_markup() -> None:

@@ -1,14 +1,43 @@
-"""Small charts as inline SVG: a curve with its 95 % band over rounds, and a stacked histogram."""
+"""Small charts: a curve with its 95 % band over rounds, and a stacked histogram.
+
+Matplotlib draws them as SVG, which is put into the page. Colours are the page's own (style.css), so that
+charts follow its light and dark schemes.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+import io
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+from xml.etree import ElementTree
 
-from loop.report.markup import Html, element, join
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 34.0, 14.0, 14.0, 22.0  # margins in user units
+from loop.report.markup import Html
+
+# Matplotlib takes no CSS variables: each colour is drawn as a stand-in that nothing else uses.
+_COLOURS = {
+    name: f"#c0ffe{i:x}"
+    for i, name in enumerate(
+        ("colour", "soft", "hair", "ink", "card", "blue", "orange", "green", "violet", "grey", "red")
+    )
+}
+_PALETTE = ("blue", "orange", "green", "violet", "grey", "red")  # .colour-1 … .colour-6 of style.css
+_SETTINGS: Any = {
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "retake",  # the same chart, the same bytes
+    "font.size": 11,
+    "path.simplify": False,
+    "axes.unicode_minus": True,
+}
+_SVG = "http://www.w3.org/2000/svg"
+_XLINK = "http://www.w3.org/1999/xlink"
 
 
 @dataclass(frozen=True)
@@ -38,39 +67,6 @@ def interval(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"{number(low)} to {number(high)}"
 
 
-@dataclass(frozen=True)
-class _Plot:
-    """Places of rounds and values in user units."""
-
-    num_rounds: int
-    low: float
-    high: float
-    large: bool
-
-    @property
-    def width(self) -> float:
-        return 680.0 if self.large else 320.0
-
-    @property
-    def height(self) -> float:
-        return 430.0 if self.large else 168.0
-
-    @property
-    def right(self) -> float:
-        return self.width - _RIGHT
-
-    def x(self, round_number: int) -> float:
-        return _LEFT + (self.right - _LEFT) * round_number / max(1, self.num_rounds)
-
-    def y(self, value: float) -> float:
-        inside = min(max(value, self.low), self.high)
-        return _TOP + (self.height - _TOP - _BOTTOM) * (1 - (inside - self.low) / (self.high - self.low))
-
-    def across(self, value: float, kind: str) -> Html:
-        at = _at(self.y(value))
-        return element("line", _class=kind, x1=_LEFT, x2=self.right, y1=at, y2=at)
-
-
 def curve(
     points: Sequence[Point],
     title: str,
@@ -86,167 +82,177 @@ def curve(
     bounds: the y axis; None = from zero (or the lowest value below it) to a round number above the data.
     reference: a value that means "no difference"; real: the same measure on real clips.
     """
-    plot = _Plot(num_rounds, *(bounds or _nice_bounds(points, real)), large)
-    told = "; ".join(f"{_round_name(p.round)} {number(p.value)}" for p in points)
-    return element(
-        "svg",
-        *_axes(plot),
-        None if reference is None else plot.across(reference, "reference"),
-        None if real is None else _target(plot, real),
-        _band(plot, [p for p in points if p.kept is not False]),
-        _lines(plot, points),
-        *(_mark(plot, p, with_value=large and len(points) <= 10) for p in points),
-        _class="curve",
-        viewBox=f"0 0 {plot.width:g} {plot.height:g}",
-        role="img",
-        aria_label=f"{title}: {told}",
+    with rc_context(_SETTINGS):
+        figure, axes = _canvas(*((680, 430) if large else (320, 168)), left=36, right=14, top=14, bottom=22)
+        low, high = bounds or _span(points, real)
+        ticks = MaxNLocator(nbins=5 if large else 2, steps=[1, 2, 2.5, 4, 5, 10]).tick_values(low, high)
+        axes.set_ylim(*(bounds or (ticks[0], ticks[-1])))
+        axes.set_yticks([t for t in ticks if bounds is None or low <= t <= high])
+        axes.grid(axis="y", color=_COLOURS["hair"], linewidth=1)
+        axes.set_xlim(-0.02 * max(1, num_rounds), max(1, num_rounds) * 1.02)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=12 if large else 7, integer=True))
+        axes.xaxis.set_major_formatter(
+            FuncFormatter(lambda r, _: _round_name(round(r)) if large or r == 0 else f"{r:.0f}")
+        )
+        if reference is not None:
+            axes.axhline(reference, color=_COLOURS["soft"], linewidth=1, linestyle=(0, (2, 4)))
+        if real is not None:
+            axes.axhline(real, color=_COLOURS["soft"], linewidth=1.2, linestyle=(0, (7, 4)))
+            above = real < 0.9 * axes.get_ylim()[1]
+            label = axes.annotate(
+                f"real clips {number(real)}", (0, real), (8, 5 if above else -12), textcoords="offset points",
+                color=_COLOURS["soft"], zorder=6,
+            )  # fmt: skip
+            label.set_gid("halo-real")
+        _band(axes, [p for p in points if p.kept is not False])
+        _lines(axes, points)
+        told = {
+            _mark(axes, p, large, with_value=large and len(points) <= 10, last=p.round == num_rounds): _tell(
+                p
+            )
+            for p in points
+        }
+        heard = "; ".join(f"{_round_name(p.round)} {number(p.value)}" for p in points)
+        return _page_svg(figure, "curve", f"{title}: {heard}", told)
+
+
+def _canvas(
+    width: float, height: float, *, left: float, right: float, top: float, bottom: float
+) -> tuple[Figure, Axes]:
+    """A figure of so many user units with axes inside these margins and no frame."""
+    figure = Figure(figsize=(width / 72, height / 72), dpi=72)
+    figure.patch.set_visible(False)
+    axes = figure.add_axes(
+        (left / width, bottom / height, (width - left - right) / width, (height - top - bottom) / height)
     )
+    axes.patch.set_visible(False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.tick_params(length=0, pad=6, labelcolor=_COLOURS["soft"])
+    axes.set_axisbelow(True)
+    return figure, axes
 
 
-def _axes(plot: _Plot) -> Iterator[Html]:
-    for tick in _ticks(plot.low, plot.high, plot.large):
-        yield plot.across(tick, "grid")
-        yield element("text", _tick(tick), _class="tick end", x=_LEFT - 6, y=_at(plot.y(tick) + 3.5))
-    for r in _round_ticks(plot.num_rounds, 12 if plot.large else 7):
-        name = _round_name(r) if plot.large or r == 0 else str(r)
-        side = "end" if plot.large and r == plot.num_rounds > 0 else "middle"
-        yield element("text", name, _class=f"tick {side}", x=_at(plot.x(r)), y=plot.height - 5)
+def _span(points: Sequence[Point], real: float | None) -> tuple[float, float]:
+    values = [v for p in points for v in (p.value, p.low, p.high) if v is not None]
+    values += [] if real is None else [real]
+    low, high = min([0.0, *values]), max([0.0, *values])
+    return (0.0, 1.0) if low == high else (low, high)
 
 
-def _target(plot: _Plot, real: float) -> Html:
-    # the words go below the line where there is no room above it
-    at = plot.y(real) - 6 if plot.y(real) > 26 else plot.y(real) + 14
-    name = element("text", f"real clips {number(real)}", _class="real", x=_LEFT + 8, y=_at(at))
-    return join(plot.across(real, "target"), name)
+def _band(axes: Axes, points: Sequence[Point]) -> None:
+    known = [(p.round, p.low, p.high) for p in points if p.low is not None and p.high is not None]
+    if len(known) > 1:
+        rounds, low, high = zip(*known, strict=True)
+        axes.fill_between(rounds, low, high, color=_COLOURS["colour"], alpha=0.14, linewidth=0)
 
 
-def _mark(plot: _Plot, p: Point, with_value: bool) -> Html:
-    """A point with its interval and, as a title, everything known about it."""
-    x, y, hollow = _at(plot.x(p.round)), plot.y(p.value), p.kept is False
+def _lines(axes: Axes, points: Sequence[Point]) -> None:
+    """A solid line through what was kept, a dashed one from the parent to each rolled-back candidate."""
+    parent: Point | None = None
+    for p in points:
+        if parent is not None:
+            kept = p.kept is not False
+            axes.plot(
+                [parent.round, p.round], [parent.value, p.value], color=_COLOURS["colour"],
+                linewidth=2 if kept else 1.4, linestyle="-" if kept else (0, (3, 4)), solid_capstyle="round",
+            )  # fmt: skip
+        if p.kept is not False:
+            parent = p
+
+
+def _mark(axes: Axes, p: Point, large: bool, with_value: bool, last: bool) -> str:
+    """A point, with its interval where nothing else shows it; returns the id of what can be pointed at."""
+    hollow, colour = p.kept is False, _COLOURS["colour"]
+    if p.low is not None and p.high is not None and (hollow or large):
+        axes.vlines(p.round, p.low, p.high, color=colour, linewidth=1.2, alpha=0.55)
+    [dot] = axes.plot(
+        [p.round], [p.value], marker="o", markersize=9 if large else 6.4, markeredgewidth=1.5,
+        color=_COLOURS["card"] if hollow else colour,
+        markeredgecolor=colour if hollow else _COLOURS["card"], clip_on=False, zorder=5,
+    )  # fmt: skip
+    dot.set_gid(f"point-{p.round}")
+    if with_value:
+        side = "left" if p.round == 0 else "right" if last else "center"
+        text = axes.annotate(
+            number(p.value), (p.round, p.value), (8 if side == "left" else -8 if last else 0, 10),
+            textcoords="offset points", ha=side, color=_COLOURS["ink"], fontsize=13, zorder=6,
+        )  # fmt: skip
+        text.set_gid(f"value-{p.round}")
+    return f"point-{p.round}"
+
+
+def _tell(p: Point) -> str:
+    """Everything known about a point, for its tooltip."""
     bounds = interval(p.low, p.high)
     told = f"{_round_name(p.round)}: {number(p.value)}"
     told += f", 95 % interval {bounds}" if bounds else ""
     told += f", {p.num_clips} clips" if p.num_clips else ""
-    whisker = value = None
-    if p.low is not None and p.high is not None and (hollow or plot.large):
-        whisker = element("line", _class="whisker", x1=x, x2=x, y1=_at(plot.y(p.low)), y2=_at(plot.y(p.high)))
-    if with_value:
-        first, last = p.round == 0, p.round == plot.num_rounds
-        side, shift = ("start", 8) if first else ("end", -8) if last else ("middle", 0)
-        place = _at(plot.x(p.round) + shift)
-        value = element("text", number(p.value), _class=f"value {side}", x=place, y=_at(y - 10))
-    return element(
-        "g",
-        element("title", told + (", rolled back" if hollow else "")),
-        whisker,
-        element("circle", _class="hit", cx=x, cy=_at(y), r=14),
-        element(
-            "circle", _class="dot hollow" if hollow else "dot", cx=x, cy=_at(y), r=4.5 if plot.large else 3.2
-        ),
-        value,
-    )
-
-
-def _band(plot: _Plot, points: Sequence[Point]) -> Html | None:
-    known = [(p.round, p.low, p.high) for p in points if p.low is not None and p.high is not None]
-    if len(known) < 2:
-        return None
-    edge = [(r, high) for r, _, high in known] + [(r, low) for r, low, _ in reversed(known)]
-    corners = " ".join(f"{_at(plot.x(r))},{_at(plot.y(v))}" for r, v in edge)
-    return element("polygon", _class="band", points=corners)
-
-
-def _lines(plot: _Plot, points: Sequence[Point]) -> Html:
-    """A solid line through what was kept, a dashed one from the parent to each rolled-back candidate."""
-    pieces: list[Html] = []
-    parent: Point | None = None
-    for p in points:
-        if parent is not None:
-            kind = "path dashed" if p.kept is False else "path"
-            (x1, y1), (x2, y2) = ((_at(plot.x(q.round)), _at(plot.y(q.value))) for q in (parent, p))
-            pieces.append(element("line", _class=kind, x1=x1, y1=y1, x2=x2, y2=y2))
-        if p.kept is not False:
-            parent = p
-    return join(*pieces)
+    return told + (", rolled back" if p.kept is False else "")
 
 
 def histogram(counts: Mapping[str, Sequence[int]], title: str, palette: Mapping[str, int]) -> Html:
     """Stacked bars of counts per kind over equal bins of [0, 1]; palette: each kind's colour number."""
-    width, height, top, bottom = 320.0, 132.0, 10.0, 22.0
     num_bins = max((len(bins) for bins in counts.values()), default=0)
     totals = [sum(bins[i] for bins in counts.values()) for i in range(num_bins)]
-    tallest = max(totals, default=0) or 1
-    step = width / max(1, num_bins)
-    parts: list[Html] = []
-    for i in range(num_bins):
-        base = height - bottom
-        bars: list[Html] = [element("title", f"{i / num_bins:g} to {(i + 1) / num_bins:g}: {totals[i]}")]
+    told = {}
+    with rc_context(_SETTINGS):
+        figure, axes = _canvas(320, 132, left=8, right=8, top=10, bottom=22)
+        places = (np.arange(num_bins) + 0.5) / max(1, num_bins)
+        base = np.zeros(num_bins)
         for kind, bins in counts.items():
-            tall = (height - top - bottom) * bins[i] / tallest
-            if tall > 0:
-                base -= tall
-                bars.append(
-                    element(
-                        "rect",
-                        _class=f"bar colour-{palette[kind]}",
-                        x=_at(i * step + 1.5),
-                        y=_at(base),
-                        width=_at(step - 3),
-                        height=_at(tall),
-                    )
+            colour = _COLOURS[_PALETTE[palette[kind] - 1]]
+            drawn = axes.bar(places, bins, 0.88 / max(1, num_bins), base, color=colour, alpha=0.82)
+            for i, bar in enumerate(drawn):
+                bar.set_gid(f"bar-{palette[kind]}-{i}")
+                told[f"bar-{palette[kind]}-{i}"] = (
+                    f"{i / num_bins:g} to {(i + 1) / num_bins:g}: {bins[i]} of {totals[i]}, {kind}"
                 )
-        parts.append(element("g", *bars))
-    floor = height - bottom
-    parts.append(element("line", _class="axis", x1=0, x2=width, y1=floor, y2=floor))
-    for place, side in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
-        parts.append(element("text", f"{place:g}", _class=f"tick {side}", x=_at(place * width), y=height - 6))
-    return element(
-        "svg",
-        *parts,
-        _class="histogram",
-        viewBox=f"0 0 {width:g} {height:g}",
-        role="img",
-        aria_label=f"{title}: {', '.join(map(str, totals))}",
-    )
+            base += bins
+        axes.axhline(0, color=_COLOURS["hair"], linewidth=1)
+        axes.set_ylim(0, max([1, *totals]))
+        axes.set_yticks([])
+        axes.set_xlim(0, 1)
+        axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+        return _page_svg(figure, "histogram", f"{title}: {', '.join(map(str, totals))}", told)
 
 
 def _round_name(r: int) -> str:
     return "base" if r == 0 else f"round {r}"
 
 
-def _at(place: float) -> str:
-    return f"{place:.1f}".removesuffix(".0")
-
-
-def _tick(value: float) -> str:
-    return f"{value:g}".replace("-", "−")
-
-
-def _nice_bounds(points: Sequence[Point], real: float | None) -> tuple[float, float]:
-    values = [v for p in points for v in (p.value, p.low, p.high) if v is not None]
-    values += [] if real is None else [real]
-    low, high = min([0.0, *values]), max([0.0, *values])
-    if low == high:
-        return 0.0, 1.0
-    return (-_round_up(-low) if low < 0 else 0.0), _round_up(high)
-
-
-def _round_up(value: float) -> float:
-    """The next of 1, 1.2, 1.6, 2, 3, 4, 5, 6, 8 × a power of ten; each halves and quarters readably."""
-    if value <= 0:
-        return 0.0
-    power = 10.0 ** math.floor(math.log10(value))
-    return next(m * power for m in (1, 1.2, 1.6, 2, 3, 4, 5, 6, 8, 10) if m * power >= value * 0.9999)
-
-
-def _ticks(low: float, high: float, large: bool) -> list[float]:
-    if low < 0 < high:
-        return [low, 0.0, high]
-    leading = f"{high - low:.1e}"[:3]
-    num = {"1.0": 5, "5.0": 5, "3.0": 3, "6.0": 3}.get(leading, 4) if large else 2
-    return [round(low + (high - low) * i / num, 10) for i in range(num + 1)]
-
-
-def _round_ticks(num_rounds: int, most: int) -> list[int]:
-    step = max(1, math.ceil(num_rounds / most))
-    return list(range(0, num_rounds + 1, step))
+def _page_svg(figure: Figure, kind: str, label: str, told: Mapping[str, str]) -> Html:
+    """The figure as an element of the page: its colours and font, tooltips, no ids that others could have."""
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    ElementTree.register_namespace("", _SVG)
+    ElementTree.register_namespace("xlink", _XLINK)
+    root = ElementTree.fromstring(file.getvalue())
+    unwanted = {f"{{{_SVG}}}{tag}" for tag in ("metadata", "style", "clipPath")}  # style: of the whole page
+    for parent in list(root.iter()):
+        parent.attrib.pop("clip-path", None)
+        for child in list(parent):
+            if child.tag in unwanted:
+                parent.remove(child)
+    for name in ("width", "height", "version"):
+        root.attrib.pop(name, None)
+    root.attrib.update({"class": kind, "role": "img", "aria-label": label})
+    used = {v.lstrip("#") for e in root.iter() for k, v in e.attrib.items() if k.endswith("href")}
+    for parent in root.iter():
+        name = parent.attrib.get("id", "")
+        if name in told:
+            tooltip = ElementTree.Element(f"{{{_SVG}}}title")
+            tooltip.text = told[name]
+            parent.insert(0, tooltip)
+            parent.set("class", "pointed")
+        elif name.startswith(("halo-", "value-")):
+            parent.set("class", name.partition("-")[0])
+        if name and name not in used:
+            del parent.attrib["id"]
+    text = ElementTree.tostring(root, encoding="unicode")
+    text = re.sub(r"font: ([0-9.]+px) [^;\"]*", r"font-size: \1", text)  # the page's font, not Matplotlib's
+    text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text)  # known to every HTML parser
+    text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
+    for name, stand_in in _COLOURS.items():
+        text = text.replace(stand_in, f"var(--{name})")
+    return Html(text)

@@ -100,13 +100,16 @@ GROUPS = (
                 0.5,
                 "vs previous",
             ),
-            Metric(
-                "pair_precision",
-                "Pair precision",
-                "higher",
-                UNIT,
-                0.5,
-                "kept pairs whose winner the oracle prefers",
+            *(
+                Metric(
+                    f"pair_precision_{source}",
+                    f"Pair precision, {source}",
+                    "higher",
+                    UNIT,
+                    0.5,
+                    "kept pairs whose winner the oracle prefers",
+                )
+                for source in ("fresh", "guided")
             ),
         ),
         colour=4,
