@@ -8,7 +8,7 @@ from pathlib import Path
 
 from loop.config import CampaignConfig
 from loop.errors import UserError
-from reward.judge import check_judge_type
+from reward.judge import check_judge_type, import_target
 
 EMBEDDED = Path(__file__).parent / "embedded"
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
@@ -18,6 +18,8 @@ def check_models(config: CampaignConfig) -> None:
     """Raise UserError for a judge type or a model that no stage could load. Reads file names, no weights."""
     try:
         check_judge_type(config.judge.type)
+        if config.judge.target is not None:
+            import_target(config.judge.target, "judge.target")
     except ValueError as error:
         raise UserError(str(error)) from None
     _check_folder(

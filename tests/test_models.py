@@ -9,7 +9,7 @@ from generator.config import GeneratorConfig
 from generator.models.base import load_model
 from loop.config import CampaignConfig
 from loop.errors import UserError
-from loop.models import EMBEDDED, model_identity, resolve_model
+from loop.models import EMBEDDED, check_models, model_identity, resolve_model
 from loop.stages import StageContext
 from loop.steps import update
 from loop.steps.common import write_table
@@ -36,6 +36,19 @@ def test_identity_follows_the_files_and_not_the_place(tmp_path):
     (tmp_path / "three" / "model.safetensors").write_bytes(b"Weights")
     assert model_identity(str(tmp_path / "three")) != model_identity(str(tmp_path / "one"))
     assert model_identity("some/model") is None
+
+
+@pytest.mark.parametrize("target", ["no_such_package:Judge", "json:Jugde", "json"])
+def test_a_judge_that_cannot_be_imported_stops_the_launch(target):
+    config = CampaignConfig.model_validate(
+        {
+            "name": "test",
+            "generator": {"model": "embedded:tiny-wan"},
+            "judge": {"type": "python", "target": target},
+        }
+    )
+    with pytest.raises(UserError, match=r"judge\.target"):
+        check_models(config)
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 2}])
