@@ -55,9 +55,10 @@ class UpdateConfig(_Section):
     lora: LoraConfig | None = Field(None, description="null = full weights")
     reference: Literal["parent", "base"] = "parent"
     beta: float = Field(500.0, ge=0)
-    reduction: Literal["clip", "frame"] = Field(
-        "clip", description="one margin a clip, or one a latent frame (DenseDPO)"
+    reduction: Literal["clip", "frame", "frame_sum"] = Field(
+        "clip", description="one margin a clip, one a latent frame (DenseDPO), or their sum (its Eq. 7)"
     )
+    half: bool = Field(True, description="the ½ before β; false as in diffusers' research script")
     winner_likelihood: float = Field(
         0.0, ge=0, description="λ1 of Dual-IPO: weight of the winner's own denoising error"
     )

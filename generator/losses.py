@@ -39,9 +39,9 @@ class PairErrors:
 
 
 def preference_loss(
-    errors: PairErrors, signs: Tensor, weights: Tensor, *, beta: float, reduction: str
+    errors: PairErrors, signs: Tensor, weights: Tensor, *, beta: float, reduction: str, half: bool = True
 ) -> Tensor:
-    """−log σ(½·β·margin), the factor ½ as in Diffusion-DPO's appendix and DenseDPO's.
+    """−log σ(½·β·margin), the factor ½ as in Diffusion-DPO's appendix and DenseDPO's; `half` False: without.
 
     `signs` int [B, T'] holds +1 where the first clip of a pair is better in that latent frame, −1 where the
     second is, 0 for a tie; `weights` float [B].
@@ -49,18 +49,23 @@ def preference_loss(
     mean of pairs.
     `frame`: one margin a latent frame; a weighted mean over all non-tie frames of the batch (DenseDPO, Eq. 8
     of the appendix: the count is the batch's, so that long and short ties weigh alike).
+    `frame_sum`: one margin a pair, the sum of its signed frames (DenseDPO, Eq. 7 as printed, with `half` False).
     Returns a scalar; 0 when everything is tied. Equal policy and reference give ln 2.
     """
     margins_BT = errors.frame_margins()
+    scale = 0.5 * beta if half else beta
     if reduction == "clip":
         sign_B = signs.sum(dim=1).sign()
-        loss = -F.logsigmoid(0.5 * beta * sign_B * margins_BT.mean(dim=1))
+        loss = -F.logsigmoid(scale * sign_B * margins_BT.mean(dim=1))
         weight = weights * sign_B.abs()
     elif reduction == "frame":
-        loss = -F.logsigmoid(0.5 * beta * signs * margins_BT)
+        loss = -F.logsigmoid(scale * signs * margins_BT)
         weight = weights[:, None] * signs.abs()
+    elif reduction == "frame_sum":
+        loss = -F.logsigmoid(scale * (signs * margins_BT).sum(dim=1))
+        weight = weights * signs.abs().amax(dim=1)
     else:
-        raise ValueError(f"unknown reduction {reduction!r}; use clip or frame")
+        raise ValueError(f"unknown reduction {reduction!r}; use clip, frame or frame_sum")
     total = weight.sum()
     return (loss * weight).sum() / total.clamp_min(torch.finfo(loss.dtype).tiny)
 

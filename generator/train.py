@@ -155,7 +155,9 @@ def _step(
         )
         signs, weights = pairs.signs[rows].to(model.device), pairs.weights[rows].to(model.device)
         if config.preference_weight > 0:
-            preference = preference_loss(errors, signs, weights, beta=config.beta, reduction=config.reduction)
+            preference = preference_loss(
+                errors, signs, weights, beta=config.beta, reduction=config.reduction, half=config.half
+            )
             loss = loss + config.preference_weight * preference
             log |= {"preference_loss": preference.item(), **preference_statistics(errors, signs)}
         if config.winner_likelihood > 0:
@@ -250,7 +252,9 @@ def _held_out(
     errors = PairErrors(*(torch.cat([getattr(p, f) for p in parts]) for f in PairErrors.__dataclass_fields__))
     signs = pairs.signs[rows].to(model.device).repeat(4, 1)
     weights = pairs.weights[rows].to(model.device).repeat(4)
-    loss = preference_loss(errors, signs, weights, beta=config.beta, reduction=config.reduction)
+    loss = preference_loss(
+        errors, signs, weights, beta=config.beta, reduction=config.reduction, half=config.half
+    )
     return {"loss": loss.item(), **preference_statistics(errors, signs)}
 
 

@@ -19,14 +19,14 @@ def errors_of(winner_change, loser_change) -> PairErrors:
     return PairErrors(reference + winner, reference + loser, reference, reference)
 
 
-def loss_of(errors, signs, weights=None, beta=500.0, reduction="clip") -> float:
+def loss_of(errors, signs, weights=None, beta=500.0, reduction="clip", half=True) -> float:
     signs = torch.tensor(signs, dtype=torch.float64)
     weights = (
         torch.ones(len(signs), dtype=torch.float64)
         if weights is None
         else torch.tensor(weights, dtype=torch.float64)
     )
-    return preference_loss(errors, signs, weights, beta=beta, reduction=reduction).item()
+    return preference_loss(errors, signs, weights, beta=beta, reduction=reduction, half=half).item()
 
 
 DENSE = errors_of([[-0.003, 0.001, 0.002, -0.004]], [[0.0, 0.0, 0.0, 0.0]])
@@ -44,13 +44,20 @@ def test_golden_values(errors, signs, reduction, expected):
     assert loss_of(errors, signs, reduction=reduction) == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("reduction", ["clip", "frame"])
+def test_equation_7_as_printed_and_with_the_half():
+    # by hand: Σ l·d = −.009; ln(1 + e^−4.5) and ln(1 + e^−2.25)
+    signs = [[1, 0, -1, 1]]
+    assert loss_of(DENSE, signs, reduction="frame_sum", half=False) == pytest.approx(0.011048, abs=1e-6)
+    assert loss_of(DENSE, signs, reduction="frame_sum") == pytest.approx(0.100207, abs=1e-6)
+
+
+@pytest.mark.parametrize("reduction", ["clip", "frame", "frame_sum"])
 def test_equal_policy_and_reference_give_ln_2(reduction):
     errors = errors_of([[0.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]])
     assert loss_of(errors, [[1, 1], [1, 0]], reduction=reduction) == pytest.approx(math.log(2), abs=1e-12)
 
 
-@pytest.mark.parametrize("reduction", ["clip", "frame"])
+@pytest.mark.parametrize("reduction", ["clip", "frame", "frame_sum"])
 def test_swapping_winner_and_loser_negates_the_margin(reduction):
     forward, backward = errors_of([[-0.01, 0.02]], [[0.03, 0.0]]), errors_of([[0.03, 0.0]], [[-0.01, 0.02]])
     assert torch.allclose(forward.frame_margins(), -backward.frame_margins())
@@ -59,7 +66,7 @@ def test_swapping_winner_and_loser_negates_the_margin(reduction):
     )
 
 
-@pytest.mark.parametrize("reduction", ["clip", "frame"])
+@pytest.mark.parametrize("reduction", ["clip", "frame", "frame_sum"])
 def test_order_of_the_batch_does_not_matter_and_weights_do(reduction):
     change = [[-0.01, 0.0], [0.02, 0.01], [0.0, -0.03]]
     zero = [[0.0, 0.0]] * 3
