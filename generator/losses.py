@@ -49,7 +49,7 @@ def preference_loss(
     mean of pairs.
     `frame`: one margin a latent frame; a weighted mean over all non-tie frames of the batch (DenseDPO, Eq. 8
     of the appendix: the count is the batch's, so that long and short ties weigh alike).
-    `frame_sum`: one margin a pair, the sum of its signed frames (DenseDPO, Eq. 7 as printed, with `half` False).
+    `frame_sum`: one margin a pair, the sum of its signed frames (DenseDPO, Eq. 7; printed without the half).
     Returns a scalar; 0 when everything is tied. Equal policy and reference give ln 2.
     """
     margins_BT = errors.frame_margins()
