@@ -88,7 +88,10 @@ class UpdateConfig(_Section):
         description="decay of a running average of the weights, which is what is compared and kept; 0 = off",
     )
     num_steps: int = Field(200, ge=1)
-    pairs_per_step: int = Field(8, ge=1)
+    pairs_per_step: int = Field(8, ge=1, description="winners a step, each against losers_per_winner losers")
+    losers_per_winner: int = Field(
+        1, ge=1, description="N of RealDPO: losers that share a winner, its noise and its forward"
+    )
     anchors_per_step: int = Field(
         8, ge=1, description="anchors drawn for the real-likelihood or supervised term"
     )

@@ -40,6 +40,7 @@ class PairData:
     conditions: Tensor
     signs: Tensor
     weights: Tensor
+    winner_ids: Sequence[str] = ()  # rows of one winner may share its forward; () = no two rows share one
 
     def __post_init__(self) -> None:
         if len(self.ids) == 0:
@@ -59,6 +60,15 @@ class PairData:
             )
         if not self.signs.any():
             raise ValueError("every pair is a tie in every latent frame: nothing to learn from")
+
+    def groups(self, rows: Sequence[int], size: int) -> list[list[int]]:
+        """`rows` in groups of at most `size` that share winner and prompt, in the order of their first rows."""
+        if size == 1 or not self.winner_ids:
+            return [[i] for i in rows]
+        by_winner: dict[tuple[str, str], list[int]] = {}
+        for i in rows:
+            by_winner.setdefault((self.winner_ids[i], self.prompt_ids[i]), []).append(i)
+        return [g[k : k + size] for g in by_winner.values() for k in range(0, len(g), size)]
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,7 @@ def update(
     )
     chooses = config.method == "preference" and config.preference_weight > 0
     train_rows, held_rows = _split_by_prompt(pairs, config.held_out_share if chooses else 0.0, seed)
+    groups = pairs.groups(train_rows, config.losers_per_winner) if pairs is not None else []
     scratch = out / "_scratch"
     scratch.mkdir(parents=True, exist_ok=True)
     average = _Average(parameters, config.average)
@@ -98,7 +109,7 @@ def update(
     for step in range(state["step"], config.num_steps):
         for group in optimiser.param_groups:
             group["lr"] = config.learning_rate * _rate(config, step)
-        row = _step(model, parameters, optimiser, pairs, train_rows, anchors, config, seed, step)
+        row = _step(model, parameters, optimiser, pairs, groups, anchors, config, seed, step)
         average.update(step)
         log({"step": step, "split": "train", **row})
         last = step == config.num_steps - 1
@@ -135,7 +146,7 @@ def _step(
     parameters: list[torch.nn.Parameter],
     optimiser: torch.optim.Optimizer,
     pairs: PairData | None,
-    train_rows: list[int],
+    groups: list[list[int]],
     anchors: AnchorData | None,
     config: UpdateConfig,
     seed: int,
@@ -148,17 +159,23 @@ def _step(
     ids: list[str] = []
     if config.needs_pairs:
         assert pairs is not None
-        rows = _batch(train_rows, config.pairs_per_step, seed, step)
+        if not groups:
+            raise ValueError(
+                "no pairs are left for training after the held-out split; lower update.held_out_share"
+            )
+        drawn = [groups[i] for i in _batch(len(groups), config.pairs_per_step, seed, step)]
+        rows = [i for group in drawn for i in group]
         ids = [pairs.ids[i] for i in rows]
         errors = _pair_errors(
-            model, pairs, rows, config, generator, with_reference=config.preference_weight > 0
+            model, pairs, drawn, config, generator, with_reference=config.preference_weight > 0
         )
         signs, weights = pairs.signs[rows].to(model.device), pairs.weights[rows].to(model.device)
         if config.preference_weight > 0:
             preference = preference_loss(
                 errors, signs, weights, beta=config.beta, reduction=config.reduction, half=config.half
             )
-            loss = loss + config.preference_weight * preference
+            # a mean over pairs; RealDPO sums over the losers of a winner
+            loss = loss + config.preference_weight * preference * (len(rows) / len(drawn))
             log |= {"preference_loss": preference.item(), **preference_statistics(errors, signs)}
         if config.winner_likelihood > 0:
             likelihood = (weights * errors.policy_winner.mean(dim=1)).sum() / weights.sum()
@@ -189,31 +206,38 @@ def _step(
 def _pair_errors(
     model: VideoModel,
     pairs: PairData,
-    rows: list[int],
+    groups: list[list[int]],
     config: UpdateConfig,
     generator: torch.Generator,
     *,
     with_reference: bool = True,
 ) -> PairErrors:
-    """Errors of a batch: winner and loser share noise and t and go through the network in one forward."""
-    n = len(rows)
-    winners = pairs.winners[rows].to(model.device)
+    """Errors of a batch, a row a pair: a winner and its losers share noise and t, and all one forward."""
+    first = [group[0] for group in groups]
+    rows = [i for group in groups for i in group]
+    winners = pairs.winners[first].to(model.device)
     losers = pairs.losers[rows].to(model.device)
     eps = torch.randn(winners.shape, generator=generator).to(model.device)
+    n = len(first)
     sigma = draw_sigma(n, config.timesteps, model.shift, *config.sigma_range, generator).to(model.device)
-    x = torch.cat([winners, losers])
-    eps2, sigma2 = torch.cat([eps, eps]), torch.cat([sigma, sigma])
-    condition = pairs.conditions[rows].to(model.device)
-    condition = torch.cat([condition, condition])
-    x_sigma = model.parametrisation.noise(x, eps2, sigma2)
-    target = model.parametrisation.target(x, eps2, sigma2)
+    condition = pairs.conditions[first].to(model.device)
+    of_loser = torch.tensor([k for k, group in enumerate(groups) for _ in group], device=model.device)
+    everyone = torch.cat([torch.arange(n, device=model.device), of_loser])  # whose noise each clip gets
+    x, eps, sigma, condition = (
+        torch.cat([winners, losers]),
+        eps[everyone],
+        sigma[everyone],
+        condition[everyone],
+    )
+    x_sigma = model.parametrisation.noise(x, eps, sigma)
+    target = model.parametrisation.target(x, eps, sigma)
     with _autocast(model, config):
         if with_reference:
-            reference = frame_errors(model.predict_reference(x_sigma, sigma2, condition), target)
-        policy = frame_errors(model.predict(x_sigma, sigma2, condition), target)
+            reference = frame_errors(model.predict_reference(x_sigma, sigma, condition), target)
+        policy = frame_errors(model.predict(x_sigma, sigma, condition), target)
     if not with_reference:
         reference = policy.detach()
-    return PairErrors(policy[:n], policy[n:], reference[:n], reference[n:])
+    return PairErrors(policy[:n][of_loser], policy[n:], reference[:n][of_loser], reference[n:])
 
 
 def _anchor_error(
@@ -224,7 +248,7 @@ def _anchor_error(
     seed: int,
     step: int,
 ) -> Tensor:
-    rows = _batch(list(range(len(anchors.latents))), config.anchors_per_step, _mix(seed, 1), step)
+    rows = _batch(len(anchors.latents), config.anchors_per_step, _mix(seed, 1), step)
     x = anchors.latents[rows].to(model.device)
     eps = torch.randn(x.shape, generator=generator).to(model.device)
     sigma = draw_sigma(len(rows), config.timesteps, model.shift, *config.sigma_range, generator).to(
@@ -247,7 +271,13 @@ def _held_out(
         for start in range(0, len(rows), config.pairs_per_step):
             generator = torch.Generator().manual_seed(_mix(seed, 1_000_003 + 1000 * draw + start))
             parts.append(
-                _pair_errors(model, pairs, rows[start : start + config.pairs_per_step], config, generator)
+                _pair_errors(
+                    model,
+                    pairs,
+                    [[i] for i in rows[start : start + config.pairs_per_step]],
+                    config,
+                    generator,
+                )
             )
     errors = PairErrors(*(torch.cat([getattr(p, f) for p in parts]) for f in PairErrors.__dataclass_fields__))
     signs = pairs.signs[rows].to(model.device).repeat(4, 1)
@@ -283,17 +313,13 @@ def _rate(config: UpdateConfig, step: int) -> float:
     return decay * min(1.0, (step + 1) / max(1, config.warmup_steps))
 
 
-def _batch(rows: list[int], size: int, seed: int, step: int) -> list[int]:
-    """The rows of a step: seeded epochs without replacement, a pure function of (seed, step)."""
-    if not rows:
-        raise ValueError(
-            "no pairs are left for training after the held-out split; lower update.held_out_share"
-        )
+def _batch(num: int, size: int, seed: int, step: int) -> list[int]:
+    """What a step draws of `num` things: seeded epochs without replacement, from seed and step alone."""
     picked = []
     for k in range(step * size, (step + 1) * size):
-        epoch, place = divmod(k, len(rows))
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(_mix(seed, 100 + epoch)))
-        picked.append(rows[int(order[place])])
+        epoch, place = divmod(k, num)
+        order = torch.randperm(num, generator=torch.Generator().manual_seed(_mix(seed, 100 + epoch)))
+        picked.append(int(order[place]))
     return picked
 
 

@@ -3,6 +3,7 @@
 import itertools
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from generator.config import GeneratorConfig, LoraConfig, SamplingConfig, Update
 from generator.models.base import LORA_FILE, load_model
 from generator.road import read_latents, store_latents, store_real, to_frames, to_tensor
 from generator.sampling import noise_for, sample
-from generator.train import AnchorData, PairData, near_best, update
+from generator.train import AnchorData, PairData, _pair_errors, near_best, update
 from tests.tiny_wan import make_tiny_wan
 
 SHAPE = (4, 5, 4, 4)
@@ -448,3 +449,41 @@ def test_supervised_is_the_likelihood_term_alone(config, tmp_path):
         [weights] = (out / "checkpoint").rglob("*.safetensors")
         saved.append(weights.read_bytes())
     assert saved[0] == saved[1]
+
+
+def test_one_winner_against_several_losers_is_the_sum_of_its_pairs(config):
+    """RealDPO, section 3.3: one noise and t, the winner's forward once."""
+    model = load_model(config)
+    model.prepare_training(None, None, "parent", 0)
+    pairs = make_pairs(model)
+    pairs.winners[:], pairs.conditions[:] = pairs.winners[0].clone(), pairs.conditions[0].clone()
+    pairs = replace(pairs, winner_ids=["anchor"] * 3 + ["other"] * 3, prompt_ids=["prompt"] * 6)
+    assert pairs.groups([0, 1, 2, 4], 2) == [[0, 1], [2], [4]]
+    sizes = []
+    forward = model.forward
+    model.forward = lambda transformer, x, *rest: sizes.append(len(x)) or forward(transformer, x, *rest)
+
+    def errors_of(groups):
+        return _pair_errors(model, pairs, groups, UpdateConfig(), torch.Generator().manual_seed(3))
+
+    together = errors_of([[0, 1, 2]])
+    assert sizes == [4, 4]  # the reference's and the policy's
+    apart = [errors_of([[i]]) for i in range(3)]
+    for field in ("policy_winner", "policy_loser", "reference_winner", "reference_loser"):
+        expected = torch.cat([getattr(e, field) for e in apart])
+        torch.testing.assert_close(getattr(together, field), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_a_step_sums_over_the_losers_of_a_winner(config, tmp_path):
+    def first_loss(losers: int, folder: str) -> float:
+        model = load_model(config)
+        pairs = replace(make_pairs(model), winner_ids=list("aaabbb"), prompt_ids=list("pppqqq"))
+        settings = UpdateConfig(num_steps=1, pairs_per_step=2, losers_per_winner=losers, held_out_share=0)
+        rows: list[dict] = []
+        (tmp_path / folder).mkdir()
+        update(model, pairs, None, settings, parent=None, out=tmp_path / folder, seed=1, on_step=rows.append)
+        return rows[0]["loss"]
+
+    # the policy is the reference: each pair gives ln 2
+    assert first_loss(1, "one") == pytest.approx(math.log(2), abs=1e-6)
+    assert first_loss(3, "three") == pytest.approx(3 * math.log(2), abs=1e-6)

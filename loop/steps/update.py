@@ -80,6 +80,7 @@ def _pairs(ctx: StageContext, model: VideoModel, rows: list[dict[str, Any]]) -> 
         conditions=_stack([embedded[r["prompt"]] for r in rows]),
         signs=torch.tensor([r["signs"] for r in rows], dtype=torch.int8),
         weights=torch.tensor([r["weight"] for r in rows], dtype=torch.float32),
+        winner_ids=[r["winner_id"] for r in rows],
     )
 
 
