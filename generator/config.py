@@ -53,7 +53,12 @@ class UpdateConfig(_Section):
         "preference", description="supervised = fine-tuning on the anchors alone, a control arm"
     )
     lora: LoraConfig | None = Field(None, description="null = full weights")
-    reference: Literal["parent", "base"] = "parent"
+    reference: Literal["parent", "base", "ema"] = Field(
+        "parent", description="ema = a slow average of the policy, from the parent on (RealDPO)"
+    )
+    ema_decay: float = Field(0.999, ge=0, lt=1, description="of the reference, each ema_every steps")
+    ema_every: int = Field(100, ge=1)
+    objective: Literal["dpo", "kto"] = Field("dpo", description="kto = Diffusion-KTO on the clips of pairs")
     beta: float = Field(500.0, ge=0)
     reduction: Literal["clip", "frame", "frame_sum"] = Field(
         "clip", description="one margin a clip, one a latent frame (DenseDPO), or their sum (its Eq. 7)"

@@ -70,6 +70,25 @@ def preference_loss(
     return (loss * weight).sum() / total.clamp_min(torch.finfo(loss.dtype).tiny)
 
 
+def kto_loss(errors: PairErrors, signs: Tensor, weights: Tensor, *, beta: float, half: bool = True) -> Tensor:
+    """Diffusion-KTO (arXiv 2404.04465): each clip of a pair is desirable or not, whatever it was paired with.
+
+    With r = −½·β·(err_policy − err_reference), means over latent frames, and Q = max(0, mean r) of the batch,
+    detached: the mean of 1 − σ(r − Q) over winners and 1 − σ(Q − r) over losers. An untrained policy gives ½.
+    Arguments as for `preference_loss`; a pair's majority sign says which clip is which, ties are left out.
+    """
+    scale = 0.5 * beta if half else beta
+    sign_B = signs.sum(dim=1).sign()
+    first = scale * (errors.reference_winner - errors.policy_winner).mean(dim=1)
+    second = scale * (errors.reference_loser - errors.policy_loser).mean(dim=1)
+    weight = weights * sign_B.abs()
+    total = weight.sum().clamp_min(torch.finfo(first.dtype).tiny)
+    baseline = ((first + second) / 2 * weight).sum().div(total).detach().clamp_min(0)
+    # σ(−u) = 1 − σ(u); where the second clip won the roles are swapped
+    lost = torch.sigmoid(-sign_B * (first - baseline)) + torch.sigmoid(sign_B * (second - baseline))
+    return (lost / 2 * weight).sum() / total
+
+
 @torch.no_grad()
 def preference_statistics(errors: PairErrors, signs: Tensor) -> dict[str, float]:
     """What the literature says to watch: implicit accuracy, margin, each side's error against the reference.

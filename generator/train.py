@@ -19,7 +19,13 @@ import torch
 from torch import Tensor
 
 from generator.config import UpdateConfig
-from generator.losses import PairErrors, frame_errors, preference_loss, preference_statistics
+from generator.losses import (
+    PairErrors,
+    frame_errors,
+    kto_loss,
+    preference_loss,
+    preference_statistics,
+)
 from generator.models.base import VideoModel
 from generator.parametrisation import draw_sigma
 
@@ -62,7 +68,7 @@ class PairData:
             raise ValueError("every pair is a tie in every latent frame: nothing to learn from")
 
     def groups(self, rows: Sequence[int], size: int) -> list[list[int]]:
-        """`rows` in groups of at most `size` that share winner and prompt, in the order of their first rows."""
+        """`rows` in groups of at most `size` of one winner and prompt, in the order of their first rows."""
         if size == 1 or not self.winner_ids:
             return [[i] for i in rows]
         by_winner: dict[tuple[str, str], list[int]] = {}
@@ -104,13 +110,16 @@ def update(
     scratch = out / "_scratch"
     scratch.mkdir(parents=True, exist_ok=True)
     average = _Average(parameters, config.average)
-    state = _resume(scratch, model, optimiser, average)
+    moving = _MovingReference(model, parameters, config) if config.reference == "ema" else None
+    state = _resume(scratch, model, optimiser, average, moving)
     log = StepLog(out / "log.jsonl", from_step=state["step"], also=on_step)
     for step in range(state["step"], config.num_steps):
         for group in optimiser.param_groups:
             group["lr"] = config.learning_rate * _rate(config, step)
         row = _step(model, parameters, optimiser, pairs, groups, anchors, config, seed, step)
         average.update(step)
+        if moving is not None:
+            moving.update(step)
         log({"step": step, "split": "train", **row})
         last = step == config.num_steps - 1
         if held_rows and (last or step % config.evaluate_every == config.evaluate_every - 1):
@@ -130,6 +139,7 @@ def update(
         if last or step % config.checkpoint_every == config.checkpoint_every - 1:
             trained, moments = model.trainable_state(), optimiser.state_dict()
             saved = {"weights": trained, "optimiser": moments, "average": average.shadow, **state}
+            saved["reference"] = moving.shadow if moving is not None else []
             _save(scratch / "state.pt", saved)
     best: dict[str, float] = {"step": config.num_steps - 1}
     average.swap()
@@ -171,9 +181,7 @@ def _step(
         )
         signs, weights = pairs.signs[rows].to(model.device), pairs.weights[rows].to(model.device)
         if config.preference_weight > 0:
-            preference = preference_loss(
-                errors, signs, weights, beta=config.beta, reduction=config.reduction, half=config.half
-            )
+            preference = _objective(errors, signs, weights, config)
             # a mean over pairs; RealDPO sums over the losers of a winner
             loss = loss + config.preference_weight * preference * (len(rows) / len(drawn))
             log |= {"preference_loss": preference.item(), **preference_statistics(errors, signs)}
@@ -240,6 +248,14 @@ def _pair_errors(
     return PairErrors(policy[:n][of_loser], policy[n:], reference[:n][of_loser], reference[n:])
 
 
+def _objective(errors: PairErrors, signs: Tensor, weights: Tensor, config: UpdateConfig) -> Tensor:
+    if config.objective == "kto":
+        return kto_loss(errors, signs, weights, beta=config.beta, half=config.half)
+    return preference_loss(
+        errors, signs, weights, beta=config.beta, reduction=config.reduction, half=config.half
+    )
+
+
 def _anchor_error(
     model: VideoModel,
     anchors: AnchorData,
@@ -282,9 +298,7 @@ def _held_out(
     errors = PairErrors(*(torch.cat([getattr(p, f) for p in parts]) for f in PairErrors.__dataclass_fields__))
     signs = pairs.signs[rows].to(model.device).repeat(4, 1)
     weights = pairs.weights[rows].to(model.device).repeat(4)
-    loss = preference_loss(
-        errors, signs, weights, beta=config.beta, reduction=config.reduction, half=config.half
-    )
+    loss = _objective(errors, signs, weights, config)
     return {"loss": loss.item(), **preference_statistics(errors, signs)}
 
 
@@ -367,8 +381,38 @@ class _Average:
         return before
 
 
+class _MovingReference:
+    """RealDPO's reference: an exponential moving average of the policy (section 3.3).
+
+    Kept in float32 beside the reference itself: in bfloat16 a step of 1 − 0.999 rounds to nothing.
+    """
+
+    def __init__(self, model: VideoModel, parameters: list[torch.nn.Parameter], config: UpdateConfig) -> None:
+        self.parameters, self.reference = parameters, model.reference_parameters()
+        self.decay, self.every = config.ema_decay, config.ema_every
+        self.shadow = [p.detach().float().clone() for p in self.reference]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        if step % self.every != self.every - 1:
+            return
+        for shadow, parameter in zip(self.shadow, self.parameters, strict=True):
+            shadow.lerp_(parameter.detach().float(), 1 - self.decay)
+        self.write()
+
+    @torch.no_grad()
+    def write(self) -> None:
+        """Puts the average into the reference."""
+        for reference, shadow in zip(self.reference, self.shadow, strict=True):
+            reference.copy_(shadow)
+
+
 def _resume(
-    scratch: Path, model: VideoModel, optimiser: torch.optim.Optimizer, average: _Average
+    scratch: Path,
+    model: VideoModel,
+    optimiser: torch.optim.Optimizer,
+    average: _Average,
+    moving: _MovingReference | None,
 ) -> dict[str, Any]:
     path = scratch / "state.pt"
     if not path.exists():
@@ -377,6 +421,9 @@ def _resume(
     model.load_trainable_state(saved["weights"])
     optimiser.load_state_dict(saved["optimiser"])
     average.shadow = saved["average"]
+    if moving is not None:
+        moving.shadow = saved["reference"]
+        moving.write()
     return {name: saved[name] for name in ("step", "top", "best")}
 
 

@@ -16,7 +16,7 @@ from generator.config import GeneratorConfig, LoraConfig, SamplingConfig, Update
 from generator.models.base import LORA_FILE, load_model
 from generator.road import read_latents, store_latents, store_real, to_frames, to_tensor
 from generator.sampling import noise_for, sample
-from generator.train import AnchorData, PairData, _pair_errors, near_best, update
+from generator.train import AnchorData, PairData, _MovingReference, _pair_errors, near_best, update
 from tests.tiny_wan import make_tiny_wan
 
 SHAPE = (4, 5, 4, 4)
@@ -215,12 +215,22 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize(("lora", "average"), [(None, 0.0), (None, 0.9), (LORA, 0.9)])
-def test_resume_is_bit_identical(config, tmp_path, lora, average):
+@pytest.mark.parametrize(
+    ("lora", "average", "reference"),
+    [
+        (None, 0.0, "parent"),
+        (None, 0.9, "parent"),
+        (LORA, 0.9, "parent"),
+        (None, 0.0, "ema"),
+        (LORA, 0.0, "ema"),
+    ],
+)
+def test_resume_is_bit_identical(config, tmp_path, lora, average, reference):
     """float32, one machine: a run that dies after any step ends in the same bytes as one that does not."""
     settings = UpdateConfig(
         lora=lora, learning_rate=1e-3, num_steps=7, pairs_per_step=2, held_out_share=0.34, evaluate_every=2,
         checkpoint_every=3, winner_likelihood=0.5, real_likelihood=0.5, anchors_per_step=2, reduction="frame",
+        average=average, reference=reference, ema_decay=0.5, ema_every=2,
     )  # fmt: skip
 
     def run(out: Path, die_at: int | None = None) -> None:
@@ -487,3 +497,45 @@ def test_a_step_sums_over_the_losers_of_a_winner(config, tmp_path):
     # the policy is the reference: each pair gives ln 2
     assert first_loss(1, "one") == pytest.approx(math.log(2), abs=1e-6)
     assert first_loss(3, "three") == pytest.approx(3 * math.log(2), abs=1e-6)
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_the_reference_follows_the_policy_slowly(config, tmp_path, lora):
+    """ω = .75 every second step: by hand, reference = parent·.75 + policy·.25 after the second."""
+    model = load_model(config)
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    settings = UpdateConfig(
+        lora=lora, reference="ema", ema_decay=0.75, ema_every=2, num_steps=3, pairs_per_step=2,
+        learning_rate=1e-2, held_out_share=0,
+    )  # fmt: skip
+
+    def flat(parameters) -> torch.Tensor:
+        return torch.cat([p.detach().flatten().clone() for p in parameters])
+
+    def on_step(row):
+        policy = model._adapter("policy") if lora else model.transformer.parameters()
+        seen.append((flat(policy), flat(model.reference_parameters())))
+
+    update(model, make_pairs(model), None, settings, parent=None, out=tmp_path, seed=1, on_step=on_step)
+    (_, start), (policy, moved), (_, later) = seen
+    assert not torch.equal(start, policy)
+    torch.testing.assert_close(moved, 0.75 * start + 0.25 * policy)
+    assert torch.equal(moved, later)
+
+
+def test_a_reference_in_bfloat16_still_moves(config):
+    """A step of a thousandth is below bfloat16's resolution; the float32 shadow adds such steps up."""
+    model = load_model(config)
+    parameters = model.prepare_training(None, None, "ema", 0)
+    model._reference.to(torch.bfloat16)
+    settings = UpdateConfig(reference="ema", ema_decay=0.999, ema_every=1)
+    moving = _MovingReference(model, parameters, settings)
+    before = [p.clone() for p in moving.reference]
+    with torch.no_grad():
+        for p in parameters:
+            p.add_(1.0)
+    for step in range(100):
+        moving.update(step)
+    # by hand: 1 − .999^100 = .0952 of the way
+    change = torch.cat([(a - b).float().flatten() for a, b in zip(moving.reference, before, strict=True)])
+    assert change.mean().item() == pytest.approx(1 - 0.999**100, rel=0.05)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from generator.losses import PairErrors, frame_errors, preference_loss, preference_statistics
+from generator.losses import PairErrors, frame_errors, kto_loss, preference_loss, preference_statistics
 from generator.parametrisation import FlowMatching, draw_sigma, shift_sigma
 
 
@@ -49,6 +49,33 @@ def test_equation_7_as_printed_and_with_the_half():
     signs = [[1, 0, -1, 1]]
     assert loss_of(DENSE, signs, reduction="frame_sum", half=False) == pytest.approx(0.011048, abs=1e-6)
     assert loss_of(DENSE, signs, reduction="frame_sum") == pytest.approx(0.100207, abs=1e-6)
+
+
+def kto_of(errors, signs, weights=None) -> float:
+    signs = torch.tensor(signs, dtype=torch.float64)
+    weights = torch.ones(len(signs), dtype=torch.float64) if weights is None else torch.tensor(weights)
+    return kto_loss(errors, signs, weights.double(), beta=500.0).item()
+
+
+def test_kto_by_hand():
+    # r = .5 and −.25, Q = max(0, .125): 1 − σ(.375) for both clips
+    assert kto_of(errors_of([[-0.002]], [[0.001]]), [[1]]) == pytest.approx(
+        1 / (1 + math.exp(0.375)), abs=1e-9
+    )
+    # the other way round, by the sign
+    assert kto_of(errors_of([[0.001]], [[-0.002]]), [[-1]]) == pytest.approx(
+        1 / (1 + math.exp(0.375)), abs=1e-9
+    )
+    # r = −.5 and −.25: the baseline is no lower than 0
+    expected = (1 / (1 + math.exp(-0.5)) + 1 / (1 + math.exp(0.25))) / 2
+    assert kto_of(errors_of([[0.002]], [[0.001]]), [[1]]) == pytest.approx(expected, abs=1e-9)
+    assert kto_of(errors_of([[0.0]], [[0.0]]), [[1]]) == pytest.approx(0.5, abs=1e-12)
+
+
+def test_kto_leaves_ties_out_and_counts_weights():
+    both = errors_of([[-0.002], [5.0]], [[0.001], [9.0]])
+    assert kto_of(both, [[1], [0]]) == pytest.approx(kto_of(errors_of([[-0.002]], [[0.001]]), [[1]]))
+    assert kto_of(both, [[1], [1]], [1.0, 0.0]) == pytest.approx(kto_of(both, [[1], [0]]))
 
 
 @pytest.mark.parametrize("reduction", ["clip", "frame", "frame_sum"])

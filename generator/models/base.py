@@ -154,7 +154,7 @@ class VideoModel(ABC):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self._add_lora(lora, parent, reference)
-        policy = [p for n, p in self.transformer.named_parameters() if ".policy." in n]
+        policy = self._adapter("policy")
         if not policy:
             raise ValueError(
                 f"update.lora.target_modules: none of {list(lora.target_modules)} is in "
@@ -187,12 +187,29 @@ class VideoModel(ABC):
             )
             self.transformer.add_adapter(config, adapter_name="policy")
             self._reference_adapter = None
+            if reference == "ema":  # it starts as the base, and moves
+                self.transformer.add_adapter(config, adapter_name="reference")
+                self._reference_adapter = "reference"
+                for mine, its in zip(self._adapter("policy"), self._adapter("reference"), strict=True):
+                    its.data.copy_(mine.data)
+                self.transformer.set_adapter("policy")
             return
         self.load_checkpoint(parent)
-        if reference == "parent":
+        if reference != "base":
             self.pipe.load_lora_weights(str(parent), adapter_name="reference")
             self._reference_adapter = "reference"
         self.transformer.set_adapter("policy")
+
+    def _adapter(self, name: str) -> list[torch.nn.Parameter]:
+        return [p for n, p in self.transformer.named_parameters() if f".{name}." in n]
+
+    def reference_parameters(self) -> list[torch.nn.Parameter]:
+        """The reference's weights, in the order of the trained ones. Needs a reference of its own weights."""
+        if not self._trains_lora:
+            assert self._reference is not None, "prepare_training was not called"
+            return list(self._reference.parameters())
+        assert self._reference_adapter is not None, "the reference is the base itself"
+        return self._adapter(self._reference_adapter)
 
     def trainable_state(self) -> dict[str, Tensor]:
         """The policy's own weights by name (adapter or full)."""
