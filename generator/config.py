@@ -60,6 +60,10 @@ class UpdateConfig(_Section):
     ema_every: int = Field(100, ge=1)
     objective: Literal["dpo", "kto"] = Field("dpo", description="kto = Diffusion-KTO on the clips of pairs")
     beta: float = Field(500.0, ge=0)
+    error: Literal["prediction", "x0"] = Field(
+        "prediction",
+        description="x0 = RealDPO's weighted error of the clean estimate; the same for velocities, not for ε",
+    )
     reduction: Literal["clip", "frame", "frame_sum"] = Field(
         "clip", description="one margin a clip, one a latent frame (DenseDPO), or their sum (its Eq. 7)"
     )

@@ -237,12 +237,19 @@ def _pair_errors(
         sigma[everyone],
         condition[everyone],
     )
-    x_sigma = model.parametrisation.noise(x, eps, sigma)
-    target = model.parametrisation.target(x, eps, sigma)
+    form = model.parametrisation
+    x_sigma = form.noise(x, eps, sigma)
+    target = form.target(x, eps, sigma)
+
+    def errors(prediction: Tensor) -> Tensor:
+        if config.error == "prediction":
+            return frame_errors(prediction, target)
+        return frame_errors(form.clean(x_sigma, prediction, sigma), x) * form.x0_weight(sigma)[:, None]
+
     with _autocast(model, config):
         if with_reference:
-            reference = frame_errors(model.predict_reference(x_sigma, sigma, condition), target)
-        policy = frame_errors(model.predict(x_sigma, sigma, condition), target)
+            reference = errors(model.predict_reference(x_sigma, sigma, condition))
+        policy = errors(model.predict(x_sigma, sigma, condition))
     if not with_reference:
         reference = policy.detach()
     return PairErrors(policy[:n][of_loser], policy[n:], reference[:n][of_loser], reference[n:])

@@ -539,3 +539,16 @@ def test_a_reference_in_bfloat16_still_moves(config):
     # by hand: 1 − .999^100 = .0952 of the way
     change = torch.cat([(a - b).float().flatten() for a, b in zip(moving.reference, before, strict=True)])
     assert change.mean().item() == pytest.approx(1 - 0.999**100, rel=0.05)
+
+
+def test_the_error_of_x0_is_that_of_the_velocity(config):
+    model = load_model(config)
+    model.prepare_training(None, None, "parent", 0)
+
+    def errors_of(kind):
+        settings = UpdateConfig(error=kind, sigma_range=(0.2, 1.0))
+        return _pair_errors(model, make_pairs(model), [[0], [3]], settings, torch.Generator().manual_seed(3))
+
+    plain, clean = errors_of("prediction"), errors_of("x0")
+    for field in ("policy_winner", "reference_loser"):
+        torch.testing.assert_close(getattr(plain, field), getattr(clean, field), rtol=1e-4, atol=1e-6)
