@@ -220,6 +220,7 @@ def test_resume_is_bit_identical(config, tmp_path, lora, average):
     settings = UpdateConfig(
         lora=lora, learning_rate=1e-3, num_steps=7, pairs_per_step=2, held_out_share=0.34, evaluate_every=2,
         checkpoint_every=3, winner_likelihood=0.5, real_likelihood=0.5, anchors_per_step=2, reduction="frame",
+        average=average,
     )  # fmt: skip
 
     def run(out: Path, die_at: int | None = None) -> None:
