@@ -98,12 +98,7 @@ def curve(
             axes.axhline(reference, color=_COLOURS["soft"], linewidth=1, linestyle=(0, (2, 4)))
         if real is not None:
             axes.axhline(real, color=_COLOURS["soft"], linewidth=1.2, linestyle=(0, (7, 4)))
-            above = real < 0.9 * axes.get_ylim()[1]
-            label = axes.annotate(
-                f"real clips {number(real)}", (0, real), (8, 5 if above else -12), textcoords="offset points",
-                color=_COLOURS["soft"], zorder=6,
-            )  # fmt: skip
-            label.set_gid("halo-real")
+            _name_real(axes, points, real, large)
         _band(axes, [p for p in points if p.kept is not False])
         _lines(axes, points)
         told = {
@@ -138,6 +133,20 @@ def _span(points: Sequence[Point], real: float | None) -> tuple[float, float]:
     values += [] if real is None else [real]
     low, high = min([0.0, *values]), max([0.0, *values])
     return (0.0, 1.0) if low == high else (low, high)
+
+
+def _name_real(axes: Axes, points: Sequence[Point], real: float, large: bool) -> None:
+    """Says what the dashed line is: beside it where the chart is large, else in the emptier half."""
+    low, high = axes.get_ylim()
+    full = sum(p.value for p in points) / len(points) > (low + high) / 2
+    place, side = ((0, real), "left") if large else ((1, 0.05 if full else 0.85), "right")
+    label = axes.annotate(
+        f"{'' if large else '– – '}real clips {number(real)}",
+        place, (8, 5 if real < 0.9 * high else -12) if large else (0, 0),
+        xycoords="data" if large else "axes fraction", textcoords="offset points",
+        ha=side, color=_COLOURS["soft"], zorder=6,
+    )  # fmt: skip
+    label.set_gid("halo-real")
 
 
 def _band(axes: Axes, points: Sequence[Point]) -> None:
