@@ -25,7 +25,7 @@ class Parametrisation(Protocol):
         """x̂0 of a prediction."""
 
     def x0_weight(self, level: Tensor) -> Tensor:
-        """The weight [B] that RealDPO gives the squared error of x̂0 (section 3.3; 1/(1 − ᾱ), or 1/σ²)."""
+        """The weight [B] that RealDPO gives the squared error of x̂0: 1/(1 − ᾱ), or 1/σ²."""
 
     def level_of(self, eta: float) -> float:
         """The level whose signal-to-noise ratio is that of (1 − η)·x + η·ε, for η in (0, 1]."""

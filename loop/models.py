@@ -15,7 +15,7 @@ _PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 
 
 def check_models(config: CampaignConfig) -> None:
-    """Raise UserError for a judge type or a model that no stage could load. Reads file names, no weights."""
+    """Raise UserError for what no stage could load. Imports judge.target, reads no weights."""
     try:
         check_judge_type(config.judge.type)
         if config.judge.target is not None:
@@ -63,9 +63,8 @@ def resolve_model(reference: str, key: str) -> str:
     return reference
 
 
-_WHOLE_FILE = (
-    64 * 2**20
-)  # bytes; of larger files the first mebibyte is read: a safetensors header and some weights
+# bytes; of larger files the first mebibyte is read: a safetensors header and some weights
+_WHOLE_FILE = 64 * 2**20
 
 
 @cache

@@ -11,12 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from generator.averages import MovingReference, RunningAverage
 from generator.clips import read_clip
 from generator.config import GeneratorConfig, LoraConfig, SamplingConfig, UpdateConfig
 from generator.models.base import LORA_FILE, load_model
 from generator.road import read_latents, store_latents, store_real, to_frames, to_tensor
 from generator.sampling import noise_for, sample
-from generator.train import AnchorData, PairData, _MovingReference, _pair_errors, near_best, update
+from generator.train import AnchorData, PairData, _pair_errors, near_best, update
 from tests.tiny_wan import make_tiny_wan
 
 SHAPE = (4, 5, 4, 4)
@@ -341,6 +342,19 @@ def test_the_checkpoint_is_chosen_on_held_out_prompts(config, tmp_path):
     assert chosen == {"chosen_step": 11}
 
 
+def test_the_last_step_near_the_best_is_kept(config, tmp_path, monkeypatch):
+    accuracies = iter([0.5, 0.9, 0.85, 0.1])  # two pairs are held out: √(.9 · .1 / 2) = .21
+    monkeypatch.setattr(
+        "generator.train._held_out", lambda *_: {"loss": 1.0, "implicit_accuracy": next(accuracies)}
+    )
+    settings = UpdateConfig(num_steps=8, pairs_per_step=2, held_out_share=0.34, evaluate_every=2)
+    model = load_model(config)
+    chosen = update(
+        model, make_pairs(model), None, settings, parent=None, out=tmp_path, seed=1, on_step=lambda row: None
+    )
+    assert chosen["chosen_step"] == 5 and chosen["chosen_implicit_accuracy"] == 0.85
+
+
 def test_a_step_is_as_good_as_the_best_within_one_standard_error():
     # by hand: √(.8 · .2 / 16) = .1
     assert near_best(0.71, 0.8, 16) and not near_best(0.69, 0.8, 16)
@@ -357,10 +371,8 @@ def test_the_rate_falls_to_zero_unless_told_otherwise():
 
 
 def test_the_average_is_that_of_the_weights_and_leaves_training_alone(config, tmp_path):
-    from generator.train import _Average
-
     weight = torch.nn.Parameter(torch.zeros(3))
-    average = _Average([weight], 0.5)
+    average = RunningAverage([weight], 0.5)
     for step, value in enumerate([1.0, 1.0]):
         with torch.no_grad():
             weight.fill_(value)
@@ -462,7 +474,7 @@ def test_supervised_is_the_likelihood_term_alone(config, tmp_path):
 
 
 def test_one_winner_against_several_losers_is_the_sum_of_its_pairs(config):
-    """RealDPO, section 3.3: one noise and t, the winner's forward once."""
+    """RealDPO: one noise and t, and here the winner's forward once."""
     model = load_model(config)
     model.prepare_training(None, None, "parent", 0)
     pairs = make_pairs(model)
@@ -528,12 +540,15 @@ def test_a_reference_in_bfloat16_still_moves(config):
     model = load_model(config)
     parameters = model.prepare_training(None, None, "ema", 0)
     model._reference.to(torch.bfloat16)
+    with torch.no_grad():
+        for p in model.reference_parameters():
+            p.fill_(1.0)  # where bfloat16's next number is 1.0078
     settings = UpdateConfig(reference="ema", ema_decay=0.999, ema_every=1)
-    moving = _MovingReference(model, parameters, settings)
+    moving = MovingReference(model, parameters, settings)
     before = [p.clone() for p in moving.reference]
     with torch.no_grad():
         for p in parameters:
-            p.add_(1.0)
+            p.fill_(2.0)
     for step in range(100):
         moving.update(step)
     # by hand: 1 − .999^100 = .0952 of the way
