@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from generator.condition import Condition
 from generator.config import SamplingConfig
 from generator.models.base import VideoModel
 
@@ -23,20 +24,20 @@ def noise_for(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
 @torch.no_grad()
 def sample(
     model: VideoModel,
-    condition: Tensor,
+    condition: Condition,
     noise: Tensor,
     config: SamplingConfig,
     *,
     anchors: Tensor | None = None,
     eta: float | None = None,
-    negative: Tensor | None = None,
+    negative: Condition | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Clean latents, float32 [B, C, T', H', W'].
 
-    `condition` is [B, L, D], `noise` [B, C, T', H', W']. With `anchors` (normalised latents) and `eta`
-    in (0, 1], sampling starts at x_η = (1−η)·anchor + η·noise. `negative` [1, L, D] is the unconditional
-    embedding, needed when guidance_scale > 1. Raises ValueError for an η outside (0, 1].
+    `condition` has B rows, `noise` is [B, C, T', H', W']. With `anchors` (normalised latents) and `eta`
+    in (0, 1], sampling starts at x_η = (1−η)·anchor + η·noise. `negative` is the condition (one row) of the
+    empty prompt, needed when guidance_scale > 1. Raises ValueError for an η outside (0, 1].
     """
     if (anchors is None) != (eta is None):
         raise ValueError("guided sampling needs both an anchor and an eta")
@@ -51,7 +52,7 @@ def sample(
             level = torch.full((len(x),), float(sigmas[0]), device=x.device)
             x = model.parametrisation.noise(anchors[rows].to(x.device), x, level)
         for t, sigma in zip(model.scheduler.timesteps, sigmas[:-1], strict=True):
-            velocity = _predict(model, x, sigma, condition[rows], config.guidance_scale, negative)
+            velocity = _predict(model, x, sigma, condition.rows(rows), config.guidance_scale, negative)
             x = model.scheduler.step(velocity, t, x, return_dict=False)[0]
         done.append(x.float().cpu())
         if on_batch is not None:
@@ -78,7 +79,12 @@ def _schedule(model: VideoModel, num_steps: int, eta: float | None) -> list[floa
 
 
 def _predict(
-    model: VideoModel, x: Tensor, sigma: float, condition: Tensor, guidance: float, negative: Tensor | None
+    model: VideoModel,
+    x: Tensor,
+    sigma: float,
+    condition: Condition,
+    guidance: float,
+    negative: Condition | None,
 ) -> Tensor:
     level = torch.full((len(x),), sigma, device=x.device)
     condition = condition.to(x.device)
@@ -89,7 +95,7 @@ def _predict(
     both = model.predict(
         torch.cat([x, x]),
         torch.cat([level, level]),
-        torch.cat([condition, negative.to(x.device).expand(len(x), -1, -1)]),
+        Condition.cat([condition, negative.to(x.device).repeat(len(x))]),
     )
     conditional, unconditional = both.chunk(2)
     return unconditional + guidance * (conditional - unconditional)

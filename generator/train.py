@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from generator.averages import MovingReference, RunningAverage
+from generator.condition import Condition
 from generator.config import UpdateConfig
 from generator.losses import (
     PairErrors,
@@ -36,7 +37,8 @@ class PairData:
     """Training pairs in memory.
 
     winners, losers: normalised latents, float32 [N, C, T', H', W'], both encode(read(stored clip));
-    conditions [N, L, D]; signs int8 [N, T'] (+1 winner better in that latent frame, 0 tie, −1 loser better);
+    conditions: one row a pair, or fewer that condition_rows points into (pairs of a prompt share its
+    embedding); signs int8 [N, T'] (+1 winner better in that latent frame, 0 tie, −1 loser better);
     weights float32 [N]; ids and prompt_ids name the rows in messages and in the held-out split.
     """
 
@@ -44,10 +46,11 @@ class PairData:
     prompt_ids: Sequence[str]
     winners: Tensor
     losers: Tensor
-    conditions: Tensor
+    conditions: Condition
     signs: Tensor
     weights: Tensor
     winner_ids: Sequence[str] = ()  # rows of one winner may share its forward; () = no two rows share one
+    condition_rows: Sequence[int] = ()  # the row of `conditions` of each pair; () = its own number
 
     def __post_init__(self) -> None:
         if len(self.ids) == 0:
@@ -68,6 +71,10 @@ class PairData:
         if not self.signs.any():
             raise ValueError("every pair is a tie in every latent frame: nothing to learn from")
 
+    def condition(self, rows: Sequence[int]) -> Condition:
+        """What the network is told of the pairs `rows`."""
+        return self.conditions.rows([self.condition_rows[i] for i in rows] if self.condition_rows else rows)
+
     def groups(self, rows: Sequence[int], size: int) -> list[list[int]]:
         """`rows` in groups of at most `size` of one winner and prompt, in the order of their first rows."""
         if size == 1 or not self.winner_ids:
@@ -80,10 +87,14 @@ class PairData:
 
 @dataclass(frozen=True)
 class AnchorData:
-    """Real clips for the likelihood term: latents [M, C, T', H', W'] and conditions [M, L, D]."""
+    """Real clips for the likelihood term: latents [M, C, T', H', W']; conditions as in `PairData`."""
 
     latents: Tensor
-    conditions: Tensor
+    conditions: Condition
+    condition_rows: Sequence[int] = ()
+
+    def condition(self, rows: Sequence[int]) -> Condition:
+        return self.conditions.rows([self.condition_rows[i] for i in rows] if self.condition_rows else rows)
 
 
 def update(
@@ -229,14 +240,14 @@ def _pair_errors(
     eps = torch.randn(winners.shape, generator=generator).to(model.device)
     n = len(first)
     sigma = draw_sigma(n, config.timesteps, model.shift, *config.sigma_range, generator).to(model.device)
-    condition = pairs.conditions[first].to(model.device)
+    condition = pairs.condition(first).to(model.device)
     of_loser = torch.tensor([k for k, group in enumerate(groups) for _ in group], device=model.device)
     everyone = torch.cat([torch.arange(n, device=model.device), of_loser])  # whose noise each clip gets
     x, eps, sigma, condition = (
         torch.cat([winners, losers]),
         eps[everyone],
         sigma[everyone],
-        condition[everyone],
+        condition.rows(everyone),
     )
     form = model.parametrisation
     x_sigma = form.noise(x, eps, sigma)
@@ -280,7 +291,7 @@ def _anchor_error(
     )
     with _autocast(model, config):
         prediction = model.predict(
-            model.parametrisation.noise(x, eps, sigma), sigma, anchors.conditions[rows].to(model.device)
+            model.parametrisation.noise(x, eps, sigma), sigma, anchors.condition(rows).to(model.device)
         )
     return frame_errors(prediction, model.parametrisation.target(x, eps, sigma)).mean()
 

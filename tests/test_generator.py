@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from generator.averages import MovingReference, RunningAverage
 from generator.clips import read_clip
+from generator.condition import Condition
 from generator.config import GeneratorConfig, LoraConfig, SamplingConfig, UpdateConfig
 from generator.models.base import LORA_FILE, load_model
 from generator.road import read_latents, store_latents, store_real, to_frames, to_tensor
@@ -238,7 +239,7 @@ def test_resume_is_bit_identical(config, tmp_path, lora, average, reference):
         model = load_model(config)
         anchors = AnchorData(
             torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(1)),
-            make_pairs(model).conditions[:5],
+            make_pairs(model).conditions.rows(range(5)),
         )
 
         def on_step(row):
@@ -274,7 +275,7 @@ def test_bad_pairs_and_numbers_are_named(config, tmp_path):
             [],
             pairs.winners[:0],
             pairs.losers[:0],
-            pairs.conditions[:0],
+            pairs.conditions,
             pairs.signs[:0],
             pairs.weights[:0],
         )
@@ -478,8 +479,10 @@ def test_one_winner_against_several_losers_is_the_sum_of_its_pairs(config):
     model = load_model(config)
     model.prepare_training(None, None, "parent", 0)
     pairs = make_pairs(model)
-    pairs.winners[:], pairs.conditions[:] = pairs.winners[0].clone(), pairs.conditions[0].clone()
-    pairs = replace(pairs, winner_ids=["anchor"] * 3 + ["other"] * 3, prompt_ids=["prompt"] * 6)
+    pairs.winners[:] = pairs.winners[0].clone()
+    pairs = replace(
+        pairs, condition_rows=[0] * 6, winner_ids=["anchor"] * 3 + ["other"] * 3, prompt_ids=["prompt"] * 6
+    )
     assert pairs.groups([0, 1, 2, 4], 2) == [[0, 1], [2], [4]]
     sizes = []
     forward = model.forward
@@ -567,3 +570,18 @@ def test_the_error_of_x0_is_that_of_the_velocity(config):
     plain, clean = errors_of("prediction"), errors_of("x0")
     for field in ("policy_winner", "reference_loser"):
         torch.testing.assert_close(getattr(plain, field), getattr(clean, field), rtol=1e-4, atol=1e-6)
+
+
+def test_a_condition_keeps_its_tensors_together():
+    text, mask = torch.arange(6.0).view(3, 2), torch.tensor([1, 0, 1])
+    condition = Condition({"text": text, "mask": mask})
+    picked = condition.rows([2, 0, 2])
+    assert len(picked) == 3 and picked["mask"].tolist() == [1, 1, 1]
+    assert picked["text"].tolist() == [[4, 5], [0, 1], [4, 5]]
+    assert len(Condition.cat([condition, picked])) == 6
+    assert condition.rows([1]).repeat(4)["text"].shape == (4, 2)
+    assert condition.get("first_frame") is None
+    with pytest.raises(ValueError, match="one row a clip"):
+        Condition({"text": text, "mask": mask[:2]})
+    with pytest.raises(ValueError, match="different kinds"):
+        Condition.cat([condition, Condition({"text": text})])

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from generator.checkpoint import canonicalise_safetensors
+from generator.condition import Condition
 from generator.config import GeneratorConfig, LoraConfig
 from generator.parametrisation import FlowMatching
 
@@ -32,7 +33,7 @@ class VideoModel(ABC):
     """One generator.
 
     Videos are float [B, 3, T, H, W] in [−1, 1], latents float32 [B, C, T', H', W'] normalised to about unit
-    variance, `sigma` is float [B] in [0, 1], conditions are whatever `encode_prompts` returns.
+    variance, `sigma` is float [B] in [0, 1], a `Condition` has one row a clip.
     """
 
     parametrisation = FlowMatching
@@ -63,11 +64,13 @@ class VideoModel(ABC):
         """The video of normalised latents, clamped to [−1, 1]."""
 
     @abstractmethod
-    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Embeddings, float [B, L, D]."""
+    def encode_prompts(self, prompts: Sequence[str]) -> Condition:
+        """What the transformer needs to know of each prompt."""
 
     @abstractmethod
-    def forward(self, transformer: ModelMixin, x_sigma: Tensor, sigma: Tensor, condition: Tensor) -> Tensor:
+    def forward(
+        self, transformer: ModelMixin, x_sigma: Tensor, sigma: Tensor, condition: Condition
+    ) -> Tensor:
         """The network's raw prediction, the shape of `x_sigma`."""
 
     @abstractmethod
@@ -92,11 +95,11 @@ class VideoModel(ABC):
     def shift(self) -> float:
         return float(self.scheduler.config.get("shift") or self.scheduler.config.get("flow_shift") or 1.0)
 
-    def predict(self, x_sigma: Tensor, sigma: Tensor, condition: Tensor) -> Tensor:
+    def predict(self, x_sigma: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         """The policy's prediction."""
         return self.forward(self.transformer, x_sigma, sigma, condition)
 
-    def predict_reference(self, x_sigma: Tensor, sigma: Tensor, condition: Tensor) -> Tensor:
+    def predict_reference(self, x_sigma: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         """The frozen reference's prediction, no graph. Call it before `predict`: it switches adapters."""
         with torch.no_grad(), self._as_reference() as transformer:
             return self.forward(transformer, x_sigma, sigma, condition)

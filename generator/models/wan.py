@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from generator.condition import Condition
 from generator.config import GeneratorConfig
 from generator.models.base import DTYPES, VideoModel
 
@@ -64,22 +65,24 @@ class WanModel(VideoModel):
         return video.float().clamp(-1, 1)
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+    def encode_prompts(self, prompts: Sequence[str]) -> Condition:
         embeds, _ = self.pipe.encode_prompt(
             prompt=list(prompts),
             do_classifier_free_guidance=False,
             max_sequence_length=self.config.max_text_tokens,
             device=self.device,
         )
-        return embeds
+        return Condition({"text": embeds})
 
-    def forward(self, transformer: ModelMixin, x_sigma: Tensor, sigma: Tensor, condition: Tensor) -> Tensor:
+    def forward(
+        self, transformer: ModelMixin, x_sigma: Tensor, sigma: Tensor, condition: Condition
+    ) -> Tensor:
         dtype = transformer.dtype
         timestep = sigma.to(self.device, torch.float32) * self.scheduler.config.num_train_timesteps
         return transformer(
             hidden_states=x_sigma.to(dtype),
             timestep=timestep,
-            encoder_hidden_states=condition.to(dtype),
+            encoder_hidden_states=condition["text"].to(dtype),
             return_dict=False,
         )[0]
 

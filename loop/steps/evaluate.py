@@ -156,7 +156,7 @@ def _drift(ctx: StageContext, model: VideoModel, base: VideoModel, takes: Sequen
         sigma = torch.tensor(_DRIFT_LEVELS)
         n = len(sigma)
         noisy = model.parametrisation.noise(x.expand(n, -1, -1, -1, -1), eps.expand(n, -1, -1, -1, -1), sigma)
-        condition = model.encode_prompts([t.prompt]).expand(n, -1, -1)
+        condition = model.encode_prompts([t.prompt]).repeat(n)
         difference = model.predict(noisy.to(model.device), sigma, condition) - base.predict(
             noisy.to(base.device), sigma, condition
         )

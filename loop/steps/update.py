@@ -70,14 +70,14 @@ def _pairs(ctx: StageContext, model: VideoModel, rows: list[dict[str, Any]]) -> 
     for name in names:
         latents[name] = read_latents(model, paths[name])
         ctx.progress.advance()
-    prompts = sorted({r["prompt"] for r in rows})
-    embedded = dict(zip(prompts, model.encode_prompts(prompts).cpu() if prompts else [], strict=True))
+    prompts = {p: i for i, p in enumerate(sorted({r["prompt"] for r in rows}))}
     return PairData(
         ids=[r["pair_id"] for r in rows],
         prompt_ids=[r["prompt_id"] for r in rows],
         winners=_stack([latents[r["winner_id"]] for r in rows]),
         losers=_stack([latents[r["loser_id"]] for r in rows]),
-        conditions=_stack([embedded[r["prompt"]] for r in rows]),
+        conditions=model.encode_prompts(list(prompts)).to("cpu"),
+        condition_rows=[prompts[r["prompt"]] for r in rows],
         signs=torch.tensor([r["signs"] for r in rows], dtype=torch.int8),
         weights=torch.tensor([r["weight"] for r in rows], dtype=torch.float32),
         winner_ids=[r["winner_id"] for r in rows],
@@ -94,9 +94,9 @@ def _anchors(ctx: StageContext, model: VideoModel) -> AnchorData:
     for row in rows:
         latents.append(read_latents(model, ctx.inputs["prepare"] / row["file"]))
         ctx.progress.advance()
-    captions = sorted({r["caption"] for r in rows})
-    embedded = dict(zip(captions, model.encode_prompts(captions).cpu(), strict=True))
-    return AnchorData(torch.stack(latents), torch.stack([embedded[r["caption"]] for r in rows]))
+    captions = {c: i for i, c in enumerate(sorted({r["caption"] for r in rows}))}
+    conditions = model.encode_prompts(list(captions)).to("cpu")
+    return AnchorData(torch.stack(latents), conditions, [captions[r["caption"]] for r in rows])
 
 
 def _stack(tensors: list[torch.Tensor]) -> torch.Tensor:
