@@ -14,11 +14,19 @@ class _Section(BaseModel):
 class GeneratorConfig(_Section):
     """A text-to-video model in diffusers' folder format."""
 
-    family: Literal["wan"] = "wan"
+    family: Literal["wan", "cogvideox", "ltx", "hunyuan"] = "wan"
     model: str = Field(description="a diffusers folder, a hub id, or embedded:NAME")
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_text_tokens: int = Field(
-        512, ge=1, description="prompt tokens that the transformer sees, padding included"
+        512,
+        ge=1,
+        description="prompt tokens that the transformer sees, padding included, within the family's limit",
+    )
+    embedded_guidance: float = Field(
+        6.0, gt=0, description="the guidance scale that HunyuanVideo is told, in training as in sampling"
+    )
+    frame_rate: float = Field(
+        25.0, gt=0, description="frames a second in the eyes of LTX-Video; give data.clip.fps"
     )
 
 

@@ -31,13 +31,16 @@ def sample(
     anchors: Tensor | None = None,
     eta: float | None = None,
     negative: Condition | None = None,
+    seeds: Sequence[int] | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Clean latents, float32 [B, C, T', H', W'].
 
     `condition` has B rows, `noise` is [B, C, T', H', W']. With `anchors` (normalised latents) and `eta`
-    in (0, 1], sampling starts at x_η = (1−η)·anchor + η·noise. `negative` is the condition (one row) of the
-    empty prompt, needed when guidance_scale > 1. Raises ValueError for an η outside (0, 1].
+    in (0, 1], sampling starts at x_η = (1−η)·anchor + η·noise, or where the schedule has the signal-to-noise
+    ratio of that. `negative` is the condition (one row) of the empty prompt, needed when guidance_scale > 1;
+    `seeds` are those of `noise`, needed by solvers that draw more noise on the way. Raises ValueError for an
+    η outside (0, 1].
     """
     if (anchors is None) != (eta is None):
         raise ValueError("guided sampling needs both an anchor and an eta")
@@ -46,56 +49,47 @@ def sample(
     done = []
     for start in range(0, len(noise), config.batch_size):
         rows = slice(start, start + config.batch_size)
-        sigmas = _schedule(model, config.num_steps, eta)
+        levels = model.schedule(config.num_steps, tuple(noise.shape[1:]), eta)
         x = noise[rows].to(model.device, torch.float32)
         if anchors is not None:
-            level = torch.full((len(x),), float(sigmas[0]), device=x.device)
-            x = model.parametrisation.noise(anchors[rows].to(x.device), x, level)
-        for t, sigma in zip(model.scheduler.timesteps, sigmas[:-1], strict=True):
-            velocity = _predict(model, x, sigma, condition.rows(rows), config.guidance_scale, negative)
-            x = model.scheduler.step(velocity, t, x, return_dict=False)[0]
+            first = torch.full((len(x),), levels[0], device=x.device)
+            x = model.parametrisation.noise(anchors[rows].to(x.device), x, first)
+        more_noise = _after(noise[rows], seeds[rows] if seeds else None) if model.is_stochastic else None
+        for t, level in zip(model.scheduler.timesteps, levels, strict=True):
+            prediction = _predict(model, x, level, condition.rows(rows), config.guidance_scale, negative)
+            x = model.step(prediction, t, x, more_noise)
         done.append(x.float().cpu())
         if on_batch is not None:
             on_batch(len(x))
     return torch.cat(done)
 
 
-def _schedule(model: VideoModel, num_steps: int, eta: float | None) -> list[float]:
-    """Sets the scheduler up and returns its noise levels, ending in 0.
-
-    User sigmas would be shifted a second time by `set_timesteps`, so for a start at exactly η the levels
-    below η are kept from the ordinary schedule and η is put before them.
-    """
-    scheduler = model.scheduler
-    scheduler.set_timesteps(num_steps, device=model.device)
-    if eta is not None:
-        below = scheduler.sigmas[scheduler.sigmas < eta]
-        sigmas = torch.cat([torch.tensor([eta], dtype=below.dtype, device=below.device), below])
-        scheduler.sigmas = sigmas
-        scheduler.timesteps = sigmas[:-1] * scheduler.config.num_train_timesteps
-        scheduler.num_inference_steps = len(sigmas) - 1
-    scheduler.set_begin_index(0)
-    return [float(s) for s in scheduler.sigmas]
+def _after(noise: Tensor, seeds: Sequence[int] | None) -> list[torch.Generator]:
+    """The clips' generators as `noise_for` leaves them: afresh they would draw the same noise once more."""
+    if seeds is None:
+        raise ValueError("the scheduler of generator.model draws noise at every step: sampling needs seeds")
+    generators = [torch.Generator().manual_seed(s) for s in seeds]
+    for generator in generators:
+        torch.randn(noise.shape[1:], generator=generator)
+    return generators
 
 
 def _predict(
     model: VideoModel,
     x: Tensor,
-    sigma: float,
+    level: float,
     condition: Condition,
     guidance: float,
     negative: Condition | None,
 ) -> Tensor:
-    level = torch.full((len(x),), sigma, device=x.device)
+    levels = torch.full((len(x),), level, device=x.device)
     condition = condition.to(x.device)
     if guidance <= 1:
-        return model.predict(x, level, condition)
+        return model.predict(x, levels, condition)
     if negative is None:
         raise ValueError("sampling.guidance_scale > 1 needs the embedding of the empty prompt")
-    both = model.predict(
-        torch.cat([x, x]),
-        torch.cat([level, level]),
-        Condition.cat([condition, negative.to(x.device).repeat(len(x))]),
-    )
+    # all but the prompt, such as a first frame, is the same on both sides
+    without = condition.with_tensors(**negative.to(x.device).repeat(len(x)).tensors)
+    both = model.predict(torch.cat([x, x]), torch.cat([levels, levels]), Condition.cat([condition, without]))
     conditional, unconditional = both.chunk(2)
     return unconditional + guidance * (conditional - unconditional)

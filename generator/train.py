@@ -29,7 +29,6 @@ from generator.losses import (
     preference_statistics,
 )
 from generator.models.base import VideoModel
-from generator.parametrisation import draw_sigma
 
 
 @dataclass(frozen=True)
@@ -158,7 +157,7 @@ def update(
     if held_rows and state["best"]:
         best = state["best"]
         model.load_trainable_state(torch.load(scratch / "best.pt", weights_only=True))
-    model.transformer.eval()
+    model.eval()
     model.save_checkpoint(out / "checkpoint")
     return {f"chosen_{k}": v for k, v in best.items()}
 
@@ -239,7 +238,7 @@ def _pair_errors(
     losers = pairs.losers[rows].to(model.device)
     eps = torch.randn(winners.shape, generator=generator).to(model.device)
     n = len(first)
-    sigma = draw_sigma(n, config.timesteps, model.shift, *config.sigma_range, generator).to(model.device)
+    sigma = model.draw_levels(winners, config.timesteps, config.sigma_range, generator)
     condition = pairs.condition(first).to(model.device)
     of_loser = torch.tensor([k for k, group in enumerate(groups) for _ in group], device=model.device)
     everyone = torch.cat([torch.arange(n, device=model.device), of_loser])  # whose noise each clip gets
@@ -286,9 +285,7 @@ def _anchor_error(
     rows = _batch(len(anchors.latents), config.anchors_per_step, _mix(seed, 1), step)
     x = anchors.latents[rows].to(model.device)
     eps = torch.randn(x.shape, generator=generator).to(model.device)
-    sigma = draw_sigma(len(rows), config.timesteps, model.shift, *config.sigma_range, generator).to(
-        model.device
-    )
+    sigma = model.draw_levels(x, config.timesteps, config.sigma_range, generator)
     with _autocast(model, config):
         prediction = model.predict(
             model.parametrisation.noise(x, eps, sigma), sigma, anchors.condition(rows).to(model.device)

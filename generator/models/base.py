@@ -1,67 +1,77 @@
 """The contract between retake and a model family, and what all families share.
 
 A `VideoModel` wraps a diffusers pipeline: it moves pixels to normalised latents and back, embeds
-prompts, predicts, and knows which weights are the policy and which the frozen reference.
+prompts, predicts, and steps as the pipeline does. `PolicyWeights` adds which weights are trained.
 """
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from generator.checkpoint import canonicalise_safetensors
 from generator.condition import Condition
-from generator.config import GeneratorConfig, LoraConfig
-from generator.parametrisation import FlowMatching
+from generator.config import GeneratorConfig
+from generator.models.policy import DTYPES, LORA_FILE, PolicyWeights
+from generator.parametrisation import FlowMatching, draw_sigma
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-LORA_FILE = "pytorch_lora_weights.safetensors"
+__all__ = ["DTYPES", "LORA_FILE", "LatentGrid", "VideoModel", "load_model"]
 
 
-class VideoModel(ABC):
+@dataclass(frozen=True)
+class LatentGrid:
+    """How an autoencoder divides a clip, and which clips a family takes."""
+
+    channels: int
+    frame_stride: int  # latent frame 0 is video frame 0, each further one the next `frame_stride` frames
+    pixel_stride: int
+    frame_unit: int  # clips have k · frame_unit + 1 frames
+    pixel_unit: int  # heights and widths are multiples of it
+
+
+class VideoModel(PolicyWeights, ABC):
     """One generator.
 
     Videos are float [B, 3, T, H, W] in [−1, 1], latents float32 [B, C, T', H', W'] normalised to about unit
-    variance, `sigma` is float [B] in [0, 1], a `Condition` has one row a clip.
+    variance, a `Condition` has one row a clip. `sigma` is a noise level, float [B] in the unit of
+    `parametrisation`: σ in [0, 1] for flow matching, the timestep for variance-preserving schedules.
     """
 
-    parametrisation = FlowMatching
+    parametrisation: Any = FlowMatching
+    pipelines: tuple[str, ...]  # the diffusers pipelines that a family reads, by class name
+    most_text_tokens = 512
+    needs_first_frame = False  # whether every condition must come from `with_first_frame`
 
     def __init__(self, pipe: Any, config: GeneratorConfig, device: torch.device) -> None:
         self.pipe = pipe.to(device)
         self.config = config
         self.device = device
-        for part in (pipe.vae, pipe.text_encoder, pipe.transformer):
-            part.eval().requires_grad_(False)
-        self._reference: ModelMixin | None = None
-        self._reference_adapter: str | None = None
-        self._trains_lora = False
+        for part in pipe.components.values():
+            if isinstance(part, torch.nn.Module):
+                part.eval().requires_grad_(False)
 
     # What a family fills in -----------------------------------------------------------------
 
-    @classmethod
+    @property
     @abstractmethod
-    def load(cls, config: GeneratorConfig, device: torch.device) -> VideoModel:
-        """Loads the pipeline from safetensors, no remote code."""
+    def grid(self) -> LatentGrid:
+        """Strides and sizes."""
 
     @abstractmethod
-    def encode(self, video: Tensor) -> Tensor:
-        """Normalised latents of a video (the posterior's mode, so that equal clips give equal latents)."""
+    def normalise(self, latents: Tensor) -> Tensor:
+        """The autoencoder's latents → about unit variance."""
 
     @abstractmethod
-    def decode(self, latents: Tensor) -> Tensor:
-        """The video of normalised latents, clamped to [−1, 1]."""
+    def denormalise(self, latents: Tensor) -> Tensor:
+        """The inverse of `normalise`."""
 
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str]) -> Condition:
@@ -73,19 +83,92 @@ class VideoModel(ABC):
     ) -> Tensor:
         """The network's raw prediction, the shape of `x_sigma`."""
 
-    @abstractmethod
-    def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """(C, T', H', W') of a clip. Raises ValueError for sizes that the autoencoder cannot take."""
+    # What a family may replace --------------------------------------------------------------
 
-    @abstractmethod
-    def latent_segments(self, num_frames: int, frames_per_segment: int) -> list[int]:
-        """The segment index of each latent frame, length T'."""
+    def with_first_frame(self, condition: Condition, frame: Tensor, num_frames: int) -> Condition:
+        """The condition of clips that begin with `frame`, float [B, 3, H, W] in [−1, 1].
+
+        `num_frames` is the clips' length. Raises ValueError for a model that films from text alone.
+        """
+        raise ValueError(
+            f"generator.model {self.config.model}: a {type(self.pipe).__name__} cannot start from a first "
+            "frame; use an image-to-video checkpoint"
+        )
+
+    def expert_of(self, sigma: Tensor) -> Tensor:
+        """Which of `experts` predicts at a noise level, long [B]."""
+        return torch.zeros(len(sigma), dtype=torch.long, device=sigma.device)
+
+    def shift_for(self, latent_shape: tuple[int, ...]) -> float:
+        """The shift of noise levels for clips of [C, T', H', W']."""
+        return self.shift
+
+    def draw_levels(
+        self, like: Tensor, kind: str, sigma_range: tuple[float, float], generator: torch.Generator
+    ) -> Tensor:
+        """Noise levels to train latents `like` at, float32 [B] on their device; see `draw_sigma`."""
+        shift = self.shift_for(tuple(like.shape[1:]))
+        return draw_sigma(len(like), kind, shift, *sigma_range, generator).to(like.device)
+
+    def set_timesteps(self, num_steps: int, latent_shape: tuple[int, ...]) -> None:
+        """Sets the scheduler up as the pipeline does for clips of [C, T', H', W']."""
+        self.scheduler.set_timesteps(num_steps, device=self.device)
+
+    def schedule(self, num_steps: int, latent_shape: tuple[int, ...], eta: float | None) -> list[float]:
+        """Sets the scheduler up, to start at exactly η if one is given; returns the noise level of each step.
+
+        User sigmas would be shifted a second time by the scheduler, so for a start at exactly η the levels
+        below η are kept from the ordinary schedule and η is put before them.
+        """
+        self.set_timesteps(num_steps, latent_shape)
+        scheduler = self.scheduler
+        num_levels = scheduler.config.num_train_timesteps
+        if eta is not None:
+            below = scheduler.sigmas[scheduler.sigmas < eta]
+            sigmas = torch.cat([torch.tensor([eta], dtype=below.dtype, device=below.device), below])
+            scheduler.sigmas = sigmas
+            scheduler.timesteps = sigmas[:-1] * num_levels
+            scheduler.num_inference_steps = len(sigmas) - 1
+        scheduler.set_begin_index(0)
+        if scheduler.timesteps.is_floating_point():
+            return [float(s) for s in scheduler.sigmas[:-1]]
+        # some solvers tell the network whole timesteps while they step between the exact levels
+        return [int(t) / num_levels for t in scheduler.timesteps]
+
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether `step` draws noise, so that sampling needs the clips' seeds."""
+        return bool(self.scheduler.config.get("stochastic_sampling"))
+
+    def step(self, prediction: Tensor, t: Tensor, x: Tensor, noise: list[torch.Generator] | None) -> Tensor:
+        """The latents after the scheduler's step at its timestep `t`; `noise` has a generator a clip."""
+        drawn = {"generator": noise} if self.is_stochastic else {}
+        return self.scheduler.step(prediction, t, x, return_dict=False, **drawn)[0]
 
     # What all families share ----------------------------------------------------------------
 
-    @property
-    def transformer(self) -> ModelMixin:
-        return self.pipe.transformer
+    @classmethod
+    def load(cls, config: GeneratorConfig, device: torch.device) -> VideoModel:
+        """The pipeline from safetensors, no remote code. Raises ValueError for one of another family."""
+        import diffusers
+
+        wanted = " or ".join(cls.pipelines)
+        try:
+            found = diffusers.DiffusionPipeline.load_config(config.model).get("_class_name")
+            if found not in cls.pipelines:
+                raise ValueError(
+                    f"generator.family {config.family}: {config.model} is a {found} by its model_index.json, "
+                    f"not a {wanted}; correct generator.family or generator.model"
+                )
+            pipe = getattr(diffusers, found).from_pretrained(
+                config.model, dtype=DTYPES[config.dtype], use_safetensors=True
+            )
+        except OSError as error:
+            raise ValueError(
+                f"generator.model: cannot load {config.model!r} as a {wanted} with safetensors: {error}"
+            ) from error
+        pipe.set_progress_bar_config(disable=True)
+        return cls(pipe, config, device)
 
     @property
     def scheduler(self) -> Any:
@@ -95,159 +178,122 @@ class VideoModel(ABC):
     def shift(self) -> float:
         return float(self.scheduler.config.get("shift") or self.scheduler.config.get("flow_shift") or 1.0)
 
+    @property
+    def num_text_tokens(self) -> int:
+        """Prompt tokens that the transformer sees: what is configured, within the family's limit."""
+        return min(self.config.max_text_tokens, self.most_text_tokens)
+
+    @torch.no_grad()
+    def encode(self, video: Tensor) -> Tensor:
+        """Normalised latents of a video (the posterior's mode, so that equal clips give equal latents)."""
+        moments = self.pipe.vae.encode(video.to(self.device, self.pipe.vae.dtype)).latent_dist
+        return self.normalise(moments.mode().float())
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """The video of normalised latents, clamped to [−1, 1]."""
+        video = self.decode_raw(self.denormalise(latents).to(self.pipe.vae.dtype))
+        return video.float().clamp(-1, 1)
+
+    def decode_raw(self, latents: Tensor) -> Tensor:
+        """The autoencoder's own decoding."""
+        return self.pipe.vae.decode(latents).sample
+
     def predict(self, x_sigma: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         """The policy's prediction."""
-        return self.forward(self.transformer, x_sigma, sigma, condition)
+        return self._through(self.transformers, x_sigma, sigma, condition)
 
     def predict_reference(self, x_sigma: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         """The frozen reference's prediction, no graph. Call it before `predict`: it switches adapters."""
-        with torch.no_grad(), self._as_reference() as transformer:
-            return self.forward(transformer, x_sigma, sigma, condition)
+        with torch.no_grad(), self._as_reference() as transformers:
+            return self._through(transformers, x_sigma, sigma, condition)
 
-    @contextlib.contextmanager
-    def _as_reference(self) -> Iterator[ModelMixin]:
-        if not self._trains_lora:
-            assert self._reference is not None, "prepare_training was not called"
-            yield self._reference
-            return
-        try:
-            if self._reference_adapter is None:
-                self.transformer.disable_adapters()
-            else:
-                self.transformer.set_adapter(self._reference_adapter)
-            yield self.transformer
-        finally:
-            if self._reference_adapter is None:
-                self.transformer.enable_adapters()
-            self.transformer.set_adapter("policy")
+    def _through(
+        self, transformers: Sequence[ModelMixin], x_sigma: Tensor, sigma: Tensor, condition: Condition
+    ) -> Tensor:
+        """Each row through the expert of its noise level."""
+        if len(transformers) == 1:
+            return self.forward(transformers[0], x_sigma, sigma, condition)
+        which = self.expert_of(sigma)
+        order, parts = [], []
+        for number, transformer in enumerate(transformers):
+            rows = (which == number).nonzero().flatten()
+            if len(rows):
+                order.append(rows)
+                parts.append(self.forward(transformer, x_sigma[rows], sigma[rows], condition.rows(rows)))
+        return torch.cat(parts)[torch.cat(order).argsort()]
 
-    def load_checkpoint(self, folder: Path) -> None:
-        """Puts a round's committed checkpoint (a LoRA or a transformer folder) into the pipeline."""
-        if (folder / LORA_FILE).is_file():
-            self.pipe.load_lora_weights(str(folder), adapter_name="policy")
-            self.transformer.set_adapter("policy")
-        elif (folder / "transformer").is_dir():
-            kind = type(self.transformer)
-            loaded = kind.from_pretrained(
-                folder / "transformer", dtype=DTYPES[self.config.dtype], use_safetensors=True
-            )
-            self.pipe.transformer = loaded.to(self.device).eval().requires_grad_(False)
-        else:
-            raise ValueError(
-                f"{folder} holds neither {LORA_FILE} nor transformer/: not a generator checkpoint"
-            )
+    @staticmethod
+    def hold_first_frame(x: Tensor, known: Tensor | None) -> Tensor:
+        """Noisy latents as a network sees them whose first frame is given, clean, as [B, C, 1, H', W']."""
+        return x if known is None else torch.cat([known.to(x), x[:, :, 1:]], dim=2)
 
-    def prepare_training(
-        self, lora: LoraConfig | None, parent: Path | None, reference: str, seed: int
-    ) -> list[torch.nn.Parameter]:
-        """Sets up policy and reference; returns the parameters to train. `seed` draws a new adapter.
+    @staticmethod
+    def lead_to_first_frame(prediction: Tensor, x: Tensor, sigma: Tensor, known: Tensor | None) -> Tensor:
+        """The velocities with the one in a given first frame that ends exactly there.
 
-        The policy starts from the parent's weights. With LoRA nothing is ever merged: the new adapter
-        continues the parent's and stays relative to the base model.
+        The network says nothing about a frame that it is given. So sampling arrives at that frame, and
+        training takes nothing from it.
         """
-        self._trains_lora = lora is not None
-        if lora is None:
-            base = copy.deepcopy(self.transformer) if reference == "base" else None
-            if parent is not None:
-                self.load_checkpoint(parent)
-            self._reference = base if base is not None else copy.deepcopy(self.transformer)
-            self._reference.requires_grad_(False)
-            self.transformer.requires_grad_(True).train()
-            return list(self.transformer.parameters())
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            self._add_lora(lora, parent, reference)
-        policy = self._adapter("policy")
-        if not policy:
+        if known is None:
+            return prediction
+        there = (x[:, :, :1] - known.to(x)) / sigma.view(-1, 1, 1, 1, 1).to(x).clamp_min(1e-6)
+        return torch.cat([there.to(prediction), prediction[:, :, 1:]], dim=2)
+
+    def first_frame_of(self, condition: Condition) -> Tensor:
+        """The first frame in a condition. Raises ValueError if it has none."""
+        known = condition.get("first_frame")
+        if known is None:
             raise ValueError(
-                f"update.lora.target_modules: none of {list(lora.target_modules)} is in "
-                f"{type(self.transformer).__name__}"
+                f"generator.model {self.config.model}: an image-to-video model needs a first frame for every "
+                "clip (VideoModel.with_first_frame); for text alone use a text-to-video checkpoint"
             )
-        for p in self.transformer.parameters():
-            p.requires_grad_(False)
-        for p in policy:
-            p.requires_grad_(True)
-        return policy
+        return known
 
-    def _add_lora(self, lora: LoraConfig, parent: Path | None, reference: str) -> None:
-        from peft import LoraConfig as PeftLoraConfig
-
-        if parent is None:
-            names = [n for n, _ in self.transformer.named_modules()]
-            missing = [
-                t for t in lora.target_modules if not any(n == t or n.endswith("." + t) for n in names)
-            ]
-            if missing:
-                raise ValueError(
-                    f"update.lora.target_modules: {', '.join(missing)} not found in "
-                    f"{type(self.transformer).__name__}; name modules of it, such as to_q"
-                )
-            config = PeftLoraConfig(
-                r=lora.rank,
-                lora_alpha=lora.alpha,
-                target_modules=list(lora.target_modules),
-                init_lora_weights=True,
+    def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(C, T', H', W') of a clip. Raises ValueError for sizes that the model cannot take."""
+        grid = self.grid
+        if (num_frames - 1) % grid.frame_unit:
+            low = (num_frames - 1) // grid.frame_unit * grid.frame_unit + 1
+            raise ValueError(
+                f"data.clip.num_frames {num_frames}: this model takes {grid.frame_unit}k+1 frames, "
+                f"such as {low} or {low + grid.frame_unit}"
             )
-            self.transformer.add_adapter(config, adapter_name="policy")
-            self._reference_adapter = None
-            if reference == "ema":  # it starts as the base, and moves
-                self.transformer.add_adapter(config, adapter_name="reference")
-                self._reference_adapter = "reference"
-                for mine, its in zip(self._adapter("policy"), self._adapter("reference"), strict=True):
-                    its.data.copy_(mine.data)
-                self.transformer.set_adapter("policy")
-            return
-        self.load_checkpoint(parent)
-        if reference != "base":
-            self.pipe.load_lora_weights(str(parent), adapter_name="reference")
-            self._reference_adapter = "reference"
-        self.transformer.set_adapter("policy")
-
-    def _adapter(self, name: str) -> list[torch.nn.Parameter]:
-        return [p for n, p in self.transformer.named_parameters() if f".{name}." in n]
-
-    def reference_parameters(self) -> list[torch.nn.Parameter]:
-        """The reference's weights, in the order of the trained ones. Needs a reference of its own weights."""
-        if not self._trains_lora:
-            assert self._reference is not None, "prepare_training was not called"
-            return list(self._reference.parameters())
-        assert self._reference_adapter is not None, "the reference is the base itself"
-        return self._adapter(self._reference_adapter)
-
-    def trainable_state(self) -> dict[str, Tensor]:
-        """The policy's own weights by name (adapter or full)."""
-        state = self.transformer.state_dict()
-        return {n: t for n, t in state.items() if not self._trains_lora or ".policy." in n}
-
-    def load_trainable_state(self, state: dict[str, Tensor]) -> None:
-        _, unexpected = self.transformer.load_state_dict(state, strict=False)
-        assert not unexpected, f"not weights of this policy: {unexpected[:3]}"
-
-    def save_checkpoint(self, folder: Path) -> None:
-        """Writes a LoRA file or a transformer folder for plain diffusers. Same weights, same bytes."""
-        if folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
-        if not self._trains_lora:
-            self.transformer.save_pretrained(folder / "transformer", safe_serialization=True)
-            return
-        from peft.utils import get_peft_model_state_dict
-
-        layers = get_peft_model_state_dict(self.transformer, adapter_name="policy")
-        # Without the metadata, loaders silently take alpha = rank. Sorted, as a set's order is no constant.
-        settings = self.transformer.peft_config["policy"].to_dict()
-        metadata = {k: sorted(v) if isinstance(v, set) else v for k, v in settings.items()}
-        type(self.pipe).save_lora_weights(
-            str(folder), transformer_lora_layers=layers, transformer_lora_adapter_metadata=metadata
+        if height % grid.pixel_unit or width % grid.pixel_unit:
+            raise ValueError(
+                f"data.clip: height {height} and width {width} must be multiples of {grid.pixel_unit} "
+                "for this model"
+            )
+        return (
+            grid.channels,
+            (num_frames - 1) // grid.frame_stride + 1,
+            height // grid.pixel_stride,
+            width // grid.pixel_stride,
         )
-        canonicalise_safetensors(folder / LORA_FILE)
+
+    def latent_segments(self, num_frames: int, frames_per_segment: int) -> list[int]:
+        """The segment index of each latent frame, length T'."""
+        stride = self.grid.frame_stride
+        num_segments = max(1, (num_frames - 1) // frames_per_segment)
+        num_latents = (num_frames - 1) // stride + 1
+        # At stride 4 latent frame i ≥ 1 shows frames 4(i−1)+1 … 4i; frame 0 alone is in the first segment.
+        middles = [0.0] + [(i - 1) * stride + (stride + 1) / 2 for i in range(1, num_latents)]
+        return [min(num_segments - 1, max(0, int((m - 1) // frames_per_segment))) for m in middles]
 
 
 def load_model(config: GeneratorConfig, checkpoint: Path | None = None, device: str = "cpu") -> VideoModel:
     """The generator of a config, with a round's checkpoint if one is given."""
+    from generator.models.cogvideox import CogVideoXModel
+    from generator.models.hunyuan import HunyuanModel
+    from generator.models.ltx import LTXModel
     from generator.models.wan import WanModel
 
-    families: dict[str, type[VideoModel]] = {"wan": WanModel}
+    families: dict[str, type[VideoModel]] = {
+        "wan": WanModel,
+        "cogvideox": CogVideoXModel,
+        "ltx": LTXModel,
+        "hunyuan": HunyuanModel,
+    }
     model = families[config.family].load(config, torch.device(device))
     if checkpoint is not None:
         model.load_checkpoint(checkpoint)

@@ -104,7 +104,8 @@ def _film_shard(
     anchor_files: dict[str, Path],
 ) -> None:
     clip = config.data.clip
-    noise = noise_for([t.seed for t in shard], model.latent_shape(clip.num_frames, clip.height, clip.width))
+    seeds = [t.seed for t in shard]
+    noise = noise_for(seeds, model.latent_shape(clip.num_frames, clip.height, clip.width))
     condition = model.encode_prompts([t.prompt for t in shard])
     sampling = config.sample.sampling
     negative = model.encode_prompts([""]) if sampling.guidance_scale > 1 else None
@@ -113,7 +114,9 @@ def _film_shard(
         import torch
 
         start = torch.stack([read_latents(model, anchor_files[t.anchor_id or ""]) for t in shard])
-    latents = sample(model, condition, noise, sampling, anchors=start, eta=eta, negative=negative)
+    latents = sample(
+        model, condition, noise, sampling, anchors=start, eta=eta, negative=negative, seeds=seeds
+    )
     for row, path in zip(latents, paths, strict=True):
         store_latents(model, row, path, clip.fps)
 
