@@ -51,12 +51,12 @@ def sample(
         rows = slice(start, start + config.batch_size)
         levels = model.schedule(config.num_steps, tuple(noise.shape[1:]), eta)
         x = noise[rows].to(model.device, torch.float32)
-        if anchors is not None:
-            first = torch.full((len(x),), levels[0], device=x.device)
-            x = model.parametrisation.noise(anchors[rows].to(x.device), x, first)
+        if anchors is not None and eta is not None:
+            level = torch.full((len(x),), model.parametrisation.level_of(eta), device=x.device)
+            x = model.parametrisation.noise(anchors[rows].to(x.device), x, level)
         more_noise = _after(noise[rows], seeds[rows] if seeds else None) if model.is_stochastic else None
-        for t, level in zip(model.scheduler.timesteps, levels, strict=True):
-            prediction = _predict(model, x, level, condition.rows(rows), config.guidance_scale, negative)
+        for t, told in zip(model.scheduler.timesteps, levels, strict=True):
+            prediction = _predict(model, x, told, condition.rows(rows), config.guidance_scale, negative)
             x = model.step(prediction, t, x, more_noise)
         done.append(x.float().cpu())
         if on_batch is not None:

@@ -115,7 +115,7 @@ class VideoModel(PolicyWeights, ABC):
         self.scheduler.set_timesteps(num_steps, device=self.device)
 
     def schedule(self, num_steps: int, latent_shape: tuple[int, ...], eta: float | None) -> list[float]:
-        """Sets the scheduler up, to start at exactly η if one is given; returns the noise level of each step.
+        """Sets the scheduler up, to start at exactly η if one is given; returns what each step is told of noise.
 
         User sigmas would be shifted a second time by the scheduler, so for a start at exactly η the levels
         below η are kept from the ordinary schedule and η is put before them.
@@ -124,11 +124,12 @@ class VideoModel(PolicyWeights, ABC):
         scheduler = self.scheduler
         num_levels = scheduler.config.num_train_timesteps
         if eta is not None:
-            below = scheduler.sigmas[scheduler.sigmas < eta]
-            sigmas = torch.cat([torch.tensor([eta], dtype=below.dtype, device=below.device), below])
-            scheduler.sigmas = sigmas
-            scheduler.timesteps = sigmas[:-1] * num_levels
-            scheduler.num_inference_steps = len(sigmas) - 1
+            start = min(eta, float(scheduler.sigmas[0]))  # some solvers stop a little short of pure noise
+            below = scheduler.sigmas < start
+            later = scheduler.timesteps[below[:-1].to(scheduler.timesteps.device)]
+            scheduler.timesteps = torch.cat([later.new_tensor([start * num_levels]), later])
+            scheduler.sigmas = torch.cat([scheduler.sigmas.new_tensor([start]), scheduler.sigmas[below]])
+            scheduler.num_inference_steps = len(scheduler.timesteps)
         scheduler.set_begin_index(0)
         if scheduler.timesteps.is_floating_point():
             return [float(s) for s in scheduler.sigmas[:-1]]

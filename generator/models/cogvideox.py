@@ -1,7 +1,7 @@
 """CogVideoX-2b, 5b and 5b-I2V: v-prediction over a variance-preserving schedule, latents [B, T', C, H', W'].
 
-Its noise levels are timesteps. Its schedulers look ᾱ up by whole timesteps, so that a start at η between two of
-them needs a table with that level in it.
+Its noise levels are timesteps. Its schedulers look ᾱ up by whole timesteps, so that a start at η between two
+of them needs a table with that level in it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class CogVideoXModel(VideoModel):
         if "CogVideoX" not in type(scheduler).__name__ or kind not in KINDS:
             raise ValueError(
                 f"generator.model {config.model}: {type(scheduler).__name__} with prediction_type {kind} is "
-                "not supported; use CogVideoXDDIMScheduler or CogVideoXDPMScheduler with v_prediction or epsilon"
+                "not supported; use CogVideoXDDIMScheduler or CogVideoXDPMScheduler, v_prediction or epsilon"
             )
         self.most_text_tokens = network.max_text_seq_length
         counted = not network.use_rotary_positional_embeddings or network.use_learned_positional_embeddings

@@ -32,6 +32,11 @@ class WanModel(VideoModel):
                 "boundary_ratio a transformer and a transformer_2; this one has not"
             )
         super().__init__(pipe, config, device)
+        if pipe.transformer.config.image_dim is not None and self.num_text_tokens != self.most_text_tokens:
+            raise ValueError(
+                f"generator.max_text_tokens {config.max_text_tokens}: Wan 2.1 from a first frame takes "
+                f"{self.most_text_tokens}, by which it tells the words from the image; leave the key out"
+            )
         self.replaces_first_frame = bool(pipe.config.expand_timesteps)
         self.needs_first_frame = pipe.transformer.config.in_channels != pipe.vae.config.z_dim
 
