@@ -1,4 +1,4 @@
-"""Tiny pipelines of every family and variant: the real diffusers classes, random weights, saved as folders."""
+"""Tiny pipelines of every family and variant: the real diffusers classes with random weights, saved."""
 
 from __future__ import annotations
 

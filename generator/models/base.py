@@ -115,7 +115,7 @@ class VideoModel(PolicyWeights, ABC):
         self.scheduler.set_timesteps(num_steps, device=self.device)
 
     def schedule(self, num_steps: int, latent_shape: tuple[int, ...], eta: float | None) -> list[float]:
-        """Sets the scheduler up, to start at exactly η if one is given; returns what each step is told of noise.
+        """Sets the scheduler up, to start at exactly η if one is given; returns the level told at each step.
 
         User sigmas would be shifted a second time by the scheduler, so for a start at exactly η the levels
         below η are kept from the ordinary schedule and η is put before them.
