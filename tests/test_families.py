@@ -236,6 +236,21 @@ def test_a_stochastic_solver_needs_seeds_and_no_clip_depends_on_its_batch(models
         sample(model, condition, noise, settings[0])
 
 
+def test_a_flow_that_draws_noise_takes_it_from_the_seeds(folders):
+    """As distilled LTX-Video does; its pipeline would draw from the global generator."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    variant = VARIANTS["ltx"]
+    model = load_model(variant.config_of(folders(variant)))
+    plain = film(model, variant)
+    settings = {**model.scheduler.config, "stochastic_sampling": True}
+    model.pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(settings)
+    drawn = film(model, variant)
+    torch.manual_seed(1)
+    assert torch.equal(film(model, variant), drawn)
+    assert (drawn - plain).abs().max() > 1e-2
+
+
 # First frames -------------------------------------------------------------------------------
 
 
