@@ -1,8 +1,8 @@
 """A linear probe that tells real clips from generated ones by coarse statistics: an early sign of a leak.
 
-If a line through a few means and deviations parts them, a policy can learn to tell them apart by the road they
-came (codec, scale, autoencoder) instead of by what they show. A high value alone proves no leak, since weak
-takes look different; one that stays high while takes get better is a reason to look at the road.
+If a line through a few means and deviations parts them, a policy can learn to tell them apart by the road
+they came (codec, scale, autoencoder) instead of by what they show. A high value alone proves no leak, since
+weak takes look different; one that stays high while takes get better is a reason to look at the road.
 """
 
 from __future__ import annotations
