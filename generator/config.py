@@ -50,6 +50,29 @@ class LoraConfig(_Section):
     target_modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
 
 
+class LimitsConfig(_Section):
+    """When an update stops before its last step and keeps the last checkpoint within bounds; null = never."""
+
+    drift: float | None = Field(
+        None,
+        gt=0,
+        description="of E‖v − v_base‖² per value on held-out winners, against the campaign's base model",
+    )
+    displacement: float | None = Field(
+        None, gt=0, description="of the rise of held-out winners' error over the reference's"
+    )
+    motion_gap: float | None = Field(
+        None,
+        gt=0,
+        description="by what share losers may move more than winners before the update refuses to start: "
+        "such pairs teach stillness",
+    )
+
+    @property
+    def any(self) -> bool:
+        return any(limit is not None for limit in (self.drift, self.displacement, self.motion_gap))
+
+
 class UpdateConfig(_Section):
     """One round of preference optimisation.
 
@@ -112,6 +135,20 @@ class UpdateConfig(_Section):
     anchors_per_step: int = Field(
         8, ge=1, description="anchors drawn for the real-likelihood or supervised term"
     )
+    micro_batches: int = Field(
+        1, ge=1, description="parts that a step is cut into to save memory; the gradient stays the same"
+    )
+    reference_draws: int = Field(
+        0,
+        ge=0,
+        description="draws of noise and level a pair goes through again and again, so that the reference's "
+        "errors are computed once; 0 = new ones in every epoch",
+    )
+    activation_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass: less memory, about a third more time"
+    )
+    compile: bool = Field(False, description="torch.compile the transformer; its start takes minutes")
+    limits: LimitsConfig = LimitsConfig()
     max_grad_norm: float = Field(1.0, gt=0)
     timesteps: Literal["logit_normal", "uniform"] = "logit_normal"
     sigma_range: tuple[float, float] = Field(
@@ -132,6 +169,19 @@ class UpdateConfig(_Section):
         if not 0 <= low < high <= 1:
             raise ValueError(f"sigma_range must satisfy 0 ≤ low < high ≤ 1, got {list(self.sigma_range)}")
         return self
+
+    @model_validator(mode="after")
+    def _still_reference(self) -> UpdateConfig:
+        if self.reference == "ema" and self.reference_draws:
+            raise ValueError(
+                "reference_draws keeps the reference's errors, but reference ema moves: set it to 0"
+            )
+        return self
+
+    @property
+    def real_weight(self) -> float:
+        """Weight of the anchors' denoising error."""
+        return 1.0 if self.method == "supervised" else self.real_likelihood
 
     @property
     def needs_pairs(self) -> bool:

@@ -6,6 +6,7 @@ Errors are squared errors of the network's prediction, averaged over channels, h
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,18 @@ class PairErrors:
     reference_winner: Tensor
     reference_loser: Tensor
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> PairErrors:
+        return PairErrors(*(function(getattr(self, f)) for f in self.__dataclass_fields__))
+
+    def detach(self) -> PairErrors:
+        return self.map(Tensor.detach)
+
+    @staticmethod
+    def cat(parts: Sequence[PairErrors]) -> PairErrors:
+        """All pairs of `parts`, in order."""
+        names = PairErrors.__dataclass_fields__
+        return PairErrors(*(torch.cat([getattr(p, f) for p in parts]) for f in names))
+
     def frame_margins(self) -> Tensor:
         """How much more the policy improved on the winner than on the loser, [B, T']; positive is good."""
         winner = self.policy_winner - self.reference_winner
@@ -38,8 +51,30 @@ class PairErrors:
         return loser - winner
 
 
+def weight_of(signs: Tensor, weights: Tensor, reduction: str) -> Tensor:
+    """What every loss term counts: float [B], or [B, T'] for `frame`; ties count nothing.
+
+    Arguments as for `preference_loss`. Its sum over a step's whole batch is what the loss is divided by,
+    however the batch is cut into micro-batches and ranks.
+    """
+    if reduction == "clip":
+        return weights * signs.sum(dim=1).sign().abs()
+    if reduction == "frame":
+        return weights[:, None] * signs.abs()
+    if reduction == "frame_sum":
+        return weights * signs.abs().amax(dim=1)
+    raise ValueError(f"unknown reduction {reduction!r}; use clip, frame or frame_sum")
+
+
 def preference_loss(
-    errors: PairErrors, signs: Tensor, weights: Tensor, *, beta: float, reduction: str, half: bool = True
+    errors: PairErrors,
+    signs: Tensor,
+    weights: Tensor,
+    *,
+    beta: float,
+    reduction: str,
+    half: bool = True,
+    total: Tensor | None = None,
 ) -> Tensor:
     """−log σ(½·β·margin), the factor ½ as in Diffusion-DPO's appendix and DenseDPO's; `half` False: without.
 
@@ -50,43 +85,51 @@ def preference_loss(
     `frame`: one margin a latent frame; a weighted mean over all non-tie frames of the batch (DenseDPO, Eq. 8
     of the appendix: the count is the batch's, so that long and short ties weigh alike).
     `frame_sum`: one margin a pair, the sum of its signed frames (DenseDPO, Eq. 7; printed without the half).
-    Returns a scalar; 0 when everything is tied. Equal policy and reference give ln 2.
+    `total` is the weight of the whole batch where these pairs are a part of it, so that the parts' losses add
+    up to the batch's; by default these pairs are all. Returns a scalar; 0 when everything is tied. Equal
+    policy and reference give ln 2.
     """
     margins_BT = errors.frame_margins()
     scale = 0.5 * beta if half else beta
+    weight = weight_of(signs, weights, reduction)
     if reduction == "clip":
-        sign_B = signs.sum(dim=1).sign()
-        loss = -F.logsigmoid(scale * sign_B * margins_BT.mean(dim=1))
-        weight = weights * sign_B.abs()
+        loss = -F.logsigmoid(scale * signs.sum(dim=1).sign() * margins_BT.mean(dim=1))
     elif reduction == "frame":
         loss = -F.logsigmoid(scale * signs * margins_BT)
-        weight = weights[:, None] * signs.abs()
-    elif reduction == "frame_sum":
-        loss = -F.logsigmoid(scale * (signs * margins_BT).sum(dim=1))
-        weight = weights * signs.abs().amax(dim=1)
     else:
-        raise ValueError(f"unknown reduction {reduction!r}; use clip, frame or frame_sum")
-    total = weight.sum()
-    return (loss * weight).sum() / total.clamp_min(torch.finfo(loss.dtype).tiny)
+        loss = -F.logsigmoid(scale * (signs * margins_BT).sum(dim=1))
+    return (loss * weight).sum() / _positive(weight.sum() if total is None else total)
 
 
-def kto_loss(errors: PairErrors, signs: Tensor, weights: Tensor, *, beta: float, half: bool = True) -> Tensor:
+def _positive(total: Tensor) -> Tensor:
+    return total.clamp_min(torch.finfo(total.dtype).tiny)
+
+
+def kto_loss(
+    errors: PairErrors,
+    signs: Tensor,
+    weights: Tensor,
+    *,
+    beta: float,
+    half: bool = True,
+    total: Tensor | None = None,
+) -> Tensor:
     """Diffusion-KTO (arXiv 2404.04465): each clip of a pair is desirable or not, whatever it was paired with.
 
     With r = −½·β·(err_policy − err_reference), means over latent frames, and Q = max(0, mean r) of the batch,
     detached: the mean of 1 − σ(r − Q) over winners and 1 − σ(Q − r) over losers. An untrained policy gives ½.
     Arguments as for `preference_loss`; a pair's majority sign says which clip is which, ties are left out.
+    Q is that of the pairs at hand, so a micro-batch's where there are several.
     """
     scale = 0.5 * beta if half else beta
     sign_B = signs.sum(dim=1).sign()
     first = scale * (errors.reference_winner - errors.policy_winner).mean(dim=1)
     second = scale * (errors.reference_loser - errors.policy_loser).mean(dim=1)
     weight = weights * sign_B.abs()
-    total = weight.sum().clamp_min(torch.finfo(first.dtype).tiny)
-    baseline = ((first + second) / 2 * weight).sum().div(total).detach().clamp_min(0)
+    baseline = ((first + second) / 2 * weight).sum().div(_positive(weight.sum())).detach().clamp_min(0)
     # σ(−u) = 1 − σ(u); where the second clip won the roles are swapped
     lost = torch.sigmoid(-sign_B * (first - baseline)) + torch.sigmoid(sign_B * (second - baseline))
-    return (lost / 2 * weight).sum() / total
+    return (lost / 2 * weight).sum() / _positive(weight.sum() if total is None else total)
 
 
 @torch.no_grad()

@@ -133,18 +133,16 @@ def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
-def draw_sigma(
-    num: int, kind: str, shift: float, low: float, high: float, generator: torch.Generator
-) -> Tensor:
-    """Noise levels for training, float32 [num] within [low, high].
+def sigma_of(quantile: Tensor, kind: str, shift: float, low: float = 0.0, high: float = 1.0) -> Tensor:
+    """The training noise level at a quantile in [0, 1): float32 like `quantile`, within [low, high].
 
-    `logit_normal` draws σ = sigmoid(N(0, 1)), `uniform` draws U(0, 1); both are shifted as the model's own
-    schedule is, then mapped into the range by their quantile, so that every draw is used.
+    `logit_normal` is σ = sigmoid(N(0, 1)), `uniform` U(0, 1); both are shifted as the model's own schedule
+    is, then mapped into the range, so that every draw is used.
     """
     if kind == "logit_normal":
-        raw = torch.sigmoid(torch.randn(num, generator=generator))
+        raw = torch.sigmoid(torch.special.ndtri(quantile.clamp(1e-6, 1 - 1e-6)))
     elif kind == "uniform":
-        raw = torch.rand(num, generator=generator)
+        raw = quantile
     else:
         raise ValueError(f"unknown timestep distribution {kind!r}; use logit_normal or uniform")
     return low + (high - low) * shift_sigma(raw, shift)

@@ -10,10 +10,11 @@ import torch
 
 from generator.condition import Condition
 from generator.config import GeneratorConfig, LoraConfig, SamplingConfig, UpdateConfig
+from generator.data import AnchorData, PairData
 from generator.models.base import VideoModel, load_model
 from generator.models.policy import LORA_FILE, LORA_FILES
 from generator.sampling import noise_for, sample
-from generator.train import AnchorData, PairData, update
+from generator.train import update
 from tests.tiny_families import (
     NUM_FRAMES,
     SIZE,
@@ -385,16 +386,15 @@ def test_a_second_round_and_full_weights(folders, models, trained, tmp_path, nam
 
 
 def test_training_draws_levels_in_the_unit_of_the_family(models):
-    like = torch.zeros(4000, 1, 1, 1, 1)
-    generator = torch.Generator().manual_seed(0)
-    cog = models(VARIANTS["cogvideox-ddim"]).draw_levels(like, "uniform", (0.25, 0.75), generator)
-    assert cog.min() >= 0.25 * 999 and cog.max() <= 0.75 * 999 and 450 < cog.mean() < 550
+    sigma = torch.tensor([0.0, 0.5, 1.0])
+    cog = models(VARIANTS["cogvideox-ddim"])
+    assert cog.levels_of(sigma).tolist() == [0, 499.5, 999]
+    assert cog.shift_for((4, 3, 4, 4)) == 1.0
+    assert models(VARIANTS["hunyuan"]).levels_of(sigma).tolist() == [0, 0.5, 1]
+    assert models(VARIANTS["hunyuan"]).shift_for((4, 3, 4, 4)) == 7.0
     ltx, shape = models(VARIANTS["ltx"]), (8, 3, 4, 4)
     # by hand: 48 positions between 16 and 64, so μ = .95 + 1.1·(48 − 16)/48
     assert ltx.shift_for(shape) == pytest.approx(math.exp(0.95 + 1.1 * 32 / 48))
-    levels = ltx.draw_levels(torch.zeros(4000, *shape), "uniform", (0.0, 1.0), generator)
-    shift = ltx.shift_for(shape)
-    assert levels.median().item() == pytest.approx(shift / (1 + shift), abs=0.02)
 
 
 # Wan 2.2's experts --------------------------------------------------------------------------

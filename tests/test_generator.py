@@ -15,10 +15,14 @@ from generator.averages import MovingReference, RunningAverage
 from generator.clips import read_clip
 from generator.condition import Condition
 from generator.config import GeneratorConfig, LoraConfig, SamplingConfig, UpdateConfig
+from generator.data import AnchorData, PairData
+from generator.draws import Draw
 from generator.models.base import LORA_FILE, load_model
+from generator.reference_errors import ReferenceErrors
 from generator.road import read_latents, store_latents, store_real, to_frames, to_tensor
 from generator.sampling import noise_for, sample
-from generator.train import AnchorData, PairData, _pair_errors, near_best, update
+from generator.step import pair_errors
+from generator.train import near_best, update
 from tests.tiny_wan import make_tiny_wan
 
 SHAPE = (4, 5, 4, 4)
@@ -346,7 +350,8 @@ def test_the_checkpoint_is_chosen_on_held_out_prompts(config, tmp_path):
 def test_the_last_step_near_the_best_is_kept(config, tmp_path, monkeypatch):
     accuracies = iter([0.5, 0.9, 0.85, 0.1])  # two pairs are held out: √(.9 · .1 / 2) = .21
     monkeypatch.setattr(
-        "generator.train._held_out", lambda *_: {"loss": 1.0, "implicit_accuracy": next(accuracies)}
+        "generator.train._held_out",
+        lambda *_: {"loss": 1.0, "margin": 0.0, "implicit_accuracy": next(accuracies)},
     )
     settings = UpdateConfig(num_steps=8, pairs_per_step=2, held_out_share=0.34, evaluate_every=2)
     model = load_model(config)
@@ -489,7 +494,8 @@ def test_one_winner_against_several_losers_is_the_sum_of_its_pairs(config):
     model.forward = lambda transformer, x, *rest: sizes.append(len(x)) or forward(transformer, x, *rest)
 
     def errors_of(groups):
-        return _pair_errors(model, pairs, groups, UpdateConfig(), torch.Generator().manual_seed(3))
+        draws = [Draw(7, 0) for _ in groups]  # one noise and level for whatever is asked
+        return pair_errors(model, pairs, groups, draws, UpdateConfig(), 3, ReferenceErrors(0, ()))
 
     together = errors_of([[0, 1, 2]])
     assert sizes == [4, 4]  # the reference's and the policy's
@@ -565,7 +571,8 @@ def test_the_error_of_x0_is_that_of_the_velocity(config):
 
     def errors_of(kind):
         settings = UpdateConfig(error=kind, sigma_range=(0.2, 1.0))
-        return _pair_errors(model, make_pairs(model), [[0], [3]], settings, torch.Generator().manual_seed(3))
+        draws = [Draw(0, 0), Draw(3, 0)]
+        return pair_errors(model, make_pairs(model), [[0], [3]], draws, settings, 3, ReferenceErrors(0, ()))
 
     plain, clean = errors_of("prediction"), errors_of("x0")
     for field in ("policy_winner", "reference_loser"):

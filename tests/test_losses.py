@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from generator.losses import PairErrors, frame_errors, kto_loss, preference_loss, preference_statistics
-from generator.parametrisation import FlowMatching, draw_sigma, shift_sigma
+from generator.parametrisation import FlowMatching, shift_sigma, sigma_of
 
 
 def errors_of(winner_change, loser_change) -> PairErrors:
@@ -155,10 +155,17 @@ def test_flow_matching_identities():
     assert torch.allclose(FlowMatching.clean(noisy, FlowMatching.target(x, eps, sigma), sigma), x, atol=1e-5)
 
 
-def test_noise_levels_are_shifted_seeded_and_in_range():
+def test_noise_levels_are_quantiles_shifted_and_in_range():
     assert shift_sigma(torch.tensor([0.6]), 3.0).item() == pytest.approx(0.8181818)
-    draw = lambda seed: draw_sigma(2000, "logit_normal", 3.0, 0.2, 0.9, torch.Generator().manual_seed(seed))  # noqa: E731
-    assert torch.equal(draw(1), draw(1)) and not torch.equal(draw(1), draw(2))
-    assert draw(1).min() >= 0.2 and draw(1).max() <= 0.9
-    # the median of a logit-normal is ½, which a shift of 3 moves to ¾ of the range
-    assert draw(1).median().item() == pytest.approx(0.2 + 0.7 * 0.75, abs=0.02)
+    quantiles = torch.linspace(0, 1, 1001)[:-1]
+    for kind in ("logit_normal", "uniform"):
+        sigma = sigma_of(quantiles, kind, 3.0, 0.2, 0.9)
+        assert sigma.min() >= 0.2 and sigma.max() <= 0.9
+        assert (sigma.diff() > 0).all()
+        # the median of both is ½, which a shift of 3 moves to ¾ of the range
+        assert sigma[500].item() == pytest.approx(0.2 + 0.7 * 0.75, abs=1e-6)
+    # sigmoid(1) is the quantile Φ(1) = .8413447 of the logit-normal
+    one = sigma_of(torch.tensor([0.8413447]), "logit_normal", 1.0)
+    assert one.item() == pytest.approx(0.7310586, abs=1e-6)
+    with pytest.raises(ValueError, match="logit_normal or uniform"):
+        sigma_of(quantiles, "cosine", 1.0)

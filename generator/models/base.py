@@ -18,7 +18,7 @@ from torch import Tensor
 from generator.condition import Condition
 from generator.config import GeneratorConfig
 from generator.models.policy import DTYPES, LORA_FILE, PolicyWeights
-from generator.parametrisation import FlowMatching, draw_sigma
+from generator.parametrisation import FlowMatching
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -103,12 +103,9 @@ class VideoModel(PolicyWeights, ABC):
         """The shift of noise levels for clips of [C, T', H', W']."""
         return self.shift
 
-    def draw_levels(
-        self, like: Tensor, kind: str, sigma_range: tuple[float, float], generator: torch.Generator
-    ) -> Tensor:
-        """Noise levels to train latents `like` at, float32 [B] on their device; see `draw_sigma`."""
-        shift = self.shift_for(tuple(like.shape[1:]))
-        return draw_sigma(len(like), kind, shift, *sigma_range, generator).to(like.device)
+    def levels_of(self, sigma: Tensor) -> Tensor:
+        """Noise levels in the unit of `parametrisation` for a training's σ in [0, 1], float32 [B] both."""
+        return sigma
 
     def set_timesteps(self, num_steps: int, latent_shape: tuple[int, ...]) -> None:
         """Sets the scheduler up as the pipeline does for clips of [C, T', H', W']."""

@@ -109,11 +109,9 @@ class CogVideoXModel(VideoModel):
         )[0]
         return prediction.transpose(1, 2)
 
-    def draw_levels(
-        self, like: Tensor, kind: str, sigma_range: tuple[float, float], generator: torch.Generator
-    ) -> Tensor:
-        """σ in [0, 1] is here the share of the timesteps: `uniform` is what the model was trained with."""
-        return super().draw_levels(like, kind, sigma_range, generator) * (len(self._alphas) - 1)
+    def levels_of(self, sigma: Tensor) -> Tensor:
+        """σ is here the share of the timesteps: `uniform` is what the model was trained with."""
+        return sigma * (len(self._alphas) - 1)
 
     def schedule(self, num_steps: int, latent_shape: tuple[int, ...], eta: float | None) -> list[float]:
         scheduler = self.scheduler

@@ -177,6 +177,12 @@ class PolicyWeights:
         assert self._reference_adapter is not None, "the reference is the base itself"
         return self._adapter(self._reference_adapter)
 
+    def reference_state(self) -> list[Tensor]:
+        """The weights that tell this reference from others of the same base; none where it is the base."""
+        if self._trains_lora and self._reference_adapter is None:
+            return []
+        return [p.detach() for p in self.reference_parameters()]
+
     def trainable_state(self) -> dict[str, Tensor]:
         """The policy's own weights by name (adapter or full)."""
         return {

@@ -20,7 +20,8 @@ from generator.models.base import VideoModel
 from generator.road import read_latents
 from loop.measure import measure
 from loop.stages import StageContext, derive_seed
-from loop.statistics import bootstrap_mean
+from loop.statistics import Interval, bootstrap_mean
+from loop.steps import leakage
 from loop.steps.common import load_generator, read_table, write_table
 from loop.steps.judge_gate import known_answers
 from loop.steps.judging import accuracy, ask, fold_all, open_judge, write_verdicts
@@ -63,7 +64,9 @@ class Rows:
         category: str = "",
         judge: str = "",
     ) -> None:
-        found = bootstrap_mean(values, groups, seed=0)
+        self.add_interval(metric, bootstrap_mean(values, groups, seed=0), category=category, judge=judge)
+
+    def add_interval(self, metric: str, found: Interval, *, category: str = "", judge: str = "") -> None:
         self.rows.append(
             {
                 "round": self.ctx.round,
@@ -98,6 +101,7 @@ def run(ctx: StageContext) -> None:
     if "generator" in ctx.inputs:
         drift = _drift(ctx, model, load_generator(ctx, None), takes)
         rows.add("drift_from_base", drift, [t.prompt_id for t in takes])
+    leakage.probe(ctx, model, rows.add_interval)
     del model
     _judge(ctx, takes, [s.get("oracle_total") for s in scores], rows)
     _pair_precision(ctx, rows)

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from generator.data import AnchorData, PairData
 from generator.models.base import VideoModel
 from generator.road import read_latents
-from generator.train import AnchorData, PairData, update
+from generator.train import update
 from loop.stages import StageContext, derive_seed
 from loop.steps.common import clip_paths, load_generator, read_table, write_json
 
@@ -42,6 +43,7 @@ def run(ctx: StageContext) -> None:
         out=ctx.out,
         seed=ctx.seed,
         on_step=on_step,
+        warn=ctx.log.warning,
     )
     write_json(ctx.out / "metrics.json", {"num_pairs": len(pairs.ids) if pairs else 0, **chosen})
 

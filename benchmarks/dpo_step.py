@@ -1,0 +1,239 @@
+"""Time and memory of a preference step, ours against two common arrangements, as ratios in one run.
+
+    python benchmarks/dpo_step.py [--width 256] [--layers 4] [--weights lora full] [--epochs 8] [--draws 2]
+
+Arms, on the same model, pairs and draws:
+  common    winner and loser in one forward, the reference's forward in every step (adapter off, or a copy)
+  realdpo   N losers a winner, the winner computed again for each of them, by policy and reference
+  ours-1    winner and loser in one forward, the reference's errors computed once for a fixed set of draws
+  ours-n    the same with N losers a winner, the winner's forward once
+
+Seconds are for one pair and step, the median of repeats taken in turns; ours is charged for its reference
+forwards at draws/epochs of a step each. `forwards` is the same ratio counted in forwards before measuring
+(forward 1, backward 1 with a LoRA and 2 with full weights). Prints one JSON row an arm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from generator.condition import Condition
+from generator.config import GeneratorConfig, LoraConfig, UpdateConfig
+from generator.data import PairData
+from generator.draws import Draw, noise_and_levels
+from generator.losses import PairErrors, frame_errors, preference_loss
+from generator.models.base import VideoModel, load_model
+from generator.reference_errors import ReferenceErrors
+from generator.step import pair_errors
+
+
+def tiny_pipeline(folder: Path, width: int, layers: int) -> str:
+    """A Wan pipeline with random weights whose transformer has `layers` blocks of `width`."""
+    from diffusers import WanPipeline, WanTransformer3DModel
+
+    import loop.embedded as embedded
+
+    pipe = WanPipeline.from_pretrained(Path(embedded.__file__).parent / "tiny-wan")
+    config = dict(pipe.transformer.config)
+    torch.manual_seed(0)
+    pipe.transformer = WanTransformer3DModel.from_config(
+        config | {"num_layers": layers, "num_attention_heads": width // 32, "attention_head_dim": 32,
+                  "ffn_dim": 4 * width}
+    )  # fmt: skip
+    pipe.save_pretrained(folder)
+    return str(folder)
+
+
+def make_pairs(num: int, losers: int, shape: tuple[int, ...], text: Condition) -> PairData:
+    generator = torch.Generator().manual_seed(0)
+    winners = torch.randn(num, *shape, generator=generator).repeat_interleave(losers, 0)
+    return PairData(
+        ids=[str(i) for i in range(num * losers)],
+        prompt_ids=["p"] * (num * losers),
+        winners=winners,
+        losers=torch.randn(num * losers, *shape, generator=generator),
+        conditions=text,
+        condition_rows=[0] * (num * losers),
+        signs=torch.ones(num * losers, shape[1], dtype=torch.int8),
+        weights=torch.ones(num * losers),
+        winner_ids=[str(i // losers) for i in range(num * losers)],
+    )
+
+
+class Arms:
+    """Each method is one step on the same `groups` of pairs."""
+
+    def __init__(self, model: VideoModel, pairs: PairData, losers: int, config: UpdateConfig) -> None:
+        self.model, self.pairs, self.losers, self.config = model, pairs, losers, config
+        rows = range(len(pairs.ids))
+        self.singles = [[i] for i in rows]
+        self.groups = pairs.groups(rows, losers)
+        self.known = ReferenceErrors(1, ())
+        self.parameters = model.prepare_training(config.lora, None, "parent", 0)
+        self.optimiser = torch.optim.AdamW(self.parameters, lr=1e-6)
+        self.number = 0
+
+    def _learn(self, errors: PairErrors, rows: list[int]) -> None:
+        signs, weights = (t[rows].to(self.model.device) for t in (self.pairs.signs, self.pairs.weights))
+        loss = preference_loss(errors, signs, weights, beta=500, reduction="clip")
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimiser.step()
+
+    def common(self) -> None:
+        rows = list(range(len(self.pairs.ids)))
+        draws = [Draw(i, self.number) for i in rows]
+        self._learn(
+            pair_errors(self.model, self.pairs, self.singles, draws, self.config, 0, ReferenceErrors(0, ())),
+            rows,
+        )
+
+    def realdpo(self) -> None:
+        """Four forwards for each loser, the winner's among them every time."""
+        parts = []
+        for n in range(self.losers):
+            rows = [g[n] for g in self.groups]
+            draws = [Draw(k, self.number) for k in range(len(self.groups))]
+            eps, sigma = noise_and_levels(
+                draws, tuple(self.pairs.winners.shape[1:]), self.config, self.model.shift, 0
+            )
+            found = [
+                self._errors(clips[rows], eps, sigma, rows)
+                for clips in (self.pairs.winners, self.pairs.losers)
+            ]
+            (w, rw), (lo, rl) = found
+            parts.append(PairErrors(w, lo, rw, rl))
+        self._learn(PairErrors.cat(parts), [g[n] for n in range(self.losers) for g in self.groups])
+
+    def _errors(self, x: torch.Tensor, eps: torch.Tensor, sigma: torch.Tensor, rows: list[int]) -> Any:
+        model, form = self.model, self.model.parametrisation
+        x, eps, sigma = (t.to(model.device) for t in (x, eps, sigma))
+        condition = self.pairs.condition(rows).to(model.device)
+        noisy, target = form.noise(x, eps, sigma), form.target(x, eps, sigma)
+        reference = frame_errors(model.predict_reference(noisy, sigma, condition), target)
+        return frame_errors(model.predict(noisy, sigma, condition), target), reference
+
+    def ours(self, groups: list[list[int]]) -> None:
+        draws = [Draw(k, 0) for k in range(len(groups))]
+        rows = [i for g in groups for i in g]
+        self._learn(pair_errors(self.model, self.pairs, groups, draws, self.config, 0, self.known, 1), rows)
+
+    def calls(self) -> dict[str, tuple[Callable[[], None], Callable[[], None] | None]]:
+        """Each arm's step, and what it computes beforehand."""
+        return {
+            "common": (self.common, None),
+            "realdpo": (self.realdpo, None),
+            "ours-1": (lambda: self.ours(self.singles), lambda: self.precompute(self.singles)),
+            "ours-n": (lambda: self.ours(self.groups), lambda: self.precompute(self.groups)),
+        }
+
+    def precompute(self, groups: list[list[int]]) -> None:
+        """The reference's errors of one draw of every pair, for `ours`."""
+        self.known = ReferenceErrors(1, ())
+        draws = [Draw(k, 0) for k in range(len(groups))]
+        with torch.no_grad():
+            first = [g[0] for g in groups]
+            eps, sigma = noise_and_levels(
+                draws, tuple(self.pairs.winners.shape[1:]), self.config, self.model.shift, 0, 1
+            )
+            of = torch.tensor([k for k, g in enumerate(groups) for _ in g])
+            rows = [i for g in groups for i in g]
+            everyone = torch.cat([torch.arange(len(groups)), of])
+            x = torch.cat([self.pairs.winners[first], self.pairs.losers[rows]])
+            device, form = self.model.device, self.model.parametrisation
+            x, eps, sigma = x.to(device), eps[everyone].to(device), sigma[everyone].to(device)
+            noisy = form.noise(x, eps, sigma)
+            prediction = self.model.predict_reference(
+                noisy, sigma, self.pairs.condition(first).to(device).rows(everyone.to(device))
+            )
+            errors = frame_errors(prediction, form.target(x, eps, sigma))
+        self.known.add(draws, [len(g) for g in groups], errors[: len(groups)][of], errors[len(groups) :])
+
+
+def seconds(call: Callable[[], None], cuda: bool) -> float:
+    if cuda:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    if cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def counted(arm: str, backward: int, losers: int, share: float) -> float:
+    """Forwards of one pair and step, a backward counted as `backward` of them."""
+    clips = {"common": 2.0, "realdpo": 2.0, "ours-1": 2.0, "ours-n": (1 + losers) / losers}[arm]
+    return clips * (1 + backward + (share if arm.startswith("ours") else 1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--width", type=int, default=256, help="of the transformer, a multiple of 32")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--shape", type=int, nargs=4, default=[16, 5, 8, 8], metavar=("C", "T", "H", "W"))
+    parser.add_argument("--winners", type=int, default=4)
+    parser.add_argument("--losers", type=int, default=3)
+    parser.add_argument("--weights", nargs="+", choices=["lora", "full"], default=["lora", "full"])
+    parser.add_argument("--epochs", type=int, default=8, help="times that a pair is seen in an update")
+    parser.add_argument("--draws", type=int, default=2, help="update.reference_draws")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    cuda = torch.cuda.is_available()
+    share = options.draws / options.epochs
+    for kind in options.weights:
+        with tempfile.TemporaryDirectory() as folder:
+            path = tiny_pipeline(Path(folder), options.width, options.layers)
+            model = load_model(
+                GeneratorConfig(model=path, max_text_tokens=8), device="cuda" if cuda else "cpu"
+            )
+        lora = LoraConfig(rank=16) if kind == "lora" else None
+        text = model.encode_prompts(["a red ring moves left"]).to("cpu")
+        pairs = make_pairs(options.winners, options.losers, tuple(options.shape), text)
+        arms = Arms(model, pairs, options.losers, UpdateConfig(lora=lora, losers_per_winner=options.losers))
+        calls = arms.calls()
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        peaks: dict[str, float] = {}
+        for repeat in range(options.repeats + 1):
+            for name, (call, before) in calls.items():
+                gc.collect()
+                extra = seconds(before, cuda) if before else 0.0
+                if cuda:
+                    torch.cuda.reset_peak_memory_stats()
+                spent = seconds(call, cuda) + share * extra
+                if repeat:  # the first warms up
+                    times[name].append(spent)
+                if cuda:
+                    peaks[name] = torch.cuda.max_memory_allocated() / 2**30
+        medians = {name: statistics.median(t) / len(pairs.ids) for name, t in times.items()}
+        backward = 1 if lora else 2
+        for name, value in medians.items():
+            row: dict[str, Any] = {"weights": kind, "arm": name, "seconds_per_pair": round(value, 5)}
+            for other in ("common", "realdpo"):
+                predicted = counted(name, backward, options.losers, share) / counted(
+                    other, backward, options.losers, share
+                )
+                row[f"vs_{other}"] = round(value / medians[other], 3)
+                row[f"vs_{other}_forwards"] = round(predicted, 3)
+            row["peak_gib"] = round(
+                peaks[name] if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3
+            )
+            print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()

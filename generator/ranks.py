@@ -1,0 +1,48 @@
+"""The processes that share an update (torchrun), or the one that has it to itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+class Ranks:
+    """Every rank knows the whole batch and takes its share; gradients and errors are summed or gathered.
+
+    Since each loss term is divided by the whole batch's count, the sum over ranks is the gradient that one
+    process would have found.
+    """
+
+    def __init__(self) -> None:
+        ready = dist.is_available() and dist.is_initialized()
+        self.rank, self.num = (dist.get_rank(), dist.get_world_size()) if ready else (0, 1)
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """This rank's part, in order; the parts differ by one item at most."""
+        return list(items[self.rank :: self.num])
+
+    def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
+        if self.num == 1:
+            return
+        for p in parameters:
+            if p.grad is None:  # a rank without a share of this term
+                p.grad = torch.zeros_like(p)
+            dist.all_reduce(p.grad)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """All ranks' rows, [ΣB, …], in the order of ranks; B may differ."""
+        if self.num == 1:
+            return rows
+        parts: list[Tensor | None] = [None] * self.num
+        dist.all_gather_object(parts, rows.detach().cpu())
+        return torch.cat([p for p in parts if p is not None]).to(rows.device)
+
+    def wait(self) -> None:
+        if self.num > 1:
+            dist.barrier()
