@@ -57,9 +57,21 @@ class SplitConfig(Section):
         return self
 
 
+class PartSizes(Section):
+    """A number for each part."""
+
+    train: int = Field(ge=1)
+    calibrate: int = Field(ge=1)
+    gate: int = Field(ge=1)
+    report: int = Field(ge=1)
+
+
 class DataConfig(Section):
     anchors: str = "embedded"  # "embedded", or a folder with metadata.csv
-    num_anchors: int | None = Field(None, ge=4)  # embedded only
+    # embedded only: in all, or in each part; none = two of each caption
+    num_anchors: Annotated[int, Field(ge=4)] | PartSizes | None = None
+    # further prompts, for training alone: a text file, one a line, or "embedded": that world's captions
+    prompts: str | None = None
     clip: ClipConfig = ClipConfig()
     segment_seconds: float = Field(0.5, gt=0)
     split: SplitConfig = SplitConfig()

@@ -61,7 +61,10 @@ def load_anchors(data: DataConfig, scratch: Path, seed: int) -> tuple[list[Ancho
         from loop.embedded.anchors import spread, write_anchors
 
         folder = scratch
-        write_anchors(folder, spread(data.num_anchors) if data.num_anchors else 2, seed)
+        num = data.num_anchors
+        write_anchors(
+            folder, 2 if num is None else spread(num if isinstance(num, int) else num.model_dump()), seed
+        )
     rows, skips = read_metadata(folder)
     rows, unusable = check_videos(folder, rows, data.clip)
     skips += unusable
@@ -98,28 +101,35 @@ def check_videos(folder: str | Path, rows: Sequence[Row], clip: ClipConfig) -> t
     return good, skips
 
 
-def read_prompts(anchors: Sequence[Anchor], prompts_file: str | Path | None = None) -> list[Prompt]:
-    """One Prompt per distinct caption, with the caption's part, then those of a text file (one a line).
+def read_prompts(anchors: Sequence[Anchor], further: str | None = None) -> list[Prompt]:
+    """One Prompt per distinct caption, with the caption's part, then those that `data.prompts` names.
 
-    A prompt of the file joins training, unless it is a caption, which keeps its part. Blank lines and lines
-    that start with # are left out. Raises UserError if the file cannot be read.
+    `further` is a text file, one prompt a line, or "embedded". Its prompts join training, unless they are
+    captions, which keep their part. Blank lines and lines that start with # are left out. Raises UserError if
+    the file cannot be read.
     """
     prompts: dict[str, Prompt] = {}
     for anchor in anchors:
         prompt = Prompt(_prompt_id(anchor.caption), anchor.caption, anchor.category, anchor.part)
         known = prompts.setdefault(anchor.caption, prompt)
         assert known.part == anchor.part, f"caption in two parts: {anchor.caption!r}"
-    if prompts_file is not None:
-        try:
-            lines = Path(prompts_file).read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"{prompts_file}: cannot read the prompts ({error}); give a UTF-8 text file"
-            ) from None
-        for text in (line.strip() for line in lines):
-            if text and not text.startswith("#"):
-                prompts.setdefault(text, Prompt(_prompt_id(text), text, "", "train"))
+    for text in _further_prompts(further) if further is not None else []:
+        prompts.setdefault(text, Prompt(_prompt_id(text), text, "", "train"))
     return list(prompts.values())
+
+
+def _further_prompts(source: str) -> list[str]:
+    if source == "embedded":
+        from loop.embedded.anchors import training_captions
+
+        return training_captions()
+    try:
+        lines = Path(source).expanduser().read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"data.prompts: cannot read {source} ({error}); give a UTF-8 text file, one prompt a line"
+        ) from None
+    return [text for text in (line.strip() for line in lines) if text and not text.startswith("#")]
 
 
 def _anchor_id(file_name: str) -> str:

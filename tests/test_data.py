@@ -1,11 +1,13 @@
 """Anchors, splits and prompts: what the folder says is used, and what is wrong is named with its line."""
 
+from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from generator.clips import read_clip, write_clip
 from loop.config import ClipConfig, DataConfig, SplitConfig
@@ -271,6 +273,21 @@ def test_a_spread_reaches_every_part_evenly(num):
     assert len(counts) == min(num, 96)
 
 
+def test_anchors_can_be_counted_by_part():
+    wanted = {"train": 5, "calibrate": 13, "gate": 1, "report": 24}
+    counts = spread(wanted)
+    found = Counter()
+    for caption, num in counts.items():
+        found[world.part_of(*world.parse_caption(caption))] += num
+    assert found == wanted
+    assert sorted(n for c, n in counts.items() if world.part_of(*world.parse_caption(c)) == "calibrate") == (
+        [1] * 11 + [2]  # twelve captions, one of them twice
+    )
+    assert DataConfig.model_validate({"num_anchors": wanted}).num_anchors.train == 5
+    with pytest.raises(ValidationError, match="report"):
+        DataConfig.model_validate({"num_anchors": {"train": 5, "calibrate": 1, "gate": 1}})
+
+
 def anchor(name: str, caption: str, part: str, category: str = "") -> Anchor:
     return Anchor(name, Path(name), caption, name, category, part)
 
@@ -285,10 +302,18 @@ def test_prompts_are_the_captions_with_their_parts(tmp_path):
 def test_new_prompts_join_training_only(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text("# more\nthree\n\n one \nthree\n", encoding="utf-8")
-    prompts = read_prompts([anchor("a", "one", "report")], path)
+    prompts = read_prompts([anchor("a", "one", "report")], str(path))
     assert [(p.text, p.part) for p in prompts] == [("one", "report"), ("three", "train")]
-    with pytest.raises(ValueError, match=r"none\.txt: cannot read the prompts"):
-        read_prompts([], tmp_path / "none.txt")
+    with pytest.raises(ValueError, match=r"data\.prompts: cannot read .*none\.txt"):
+        read_prompts([], str(tmp_path / "none.txt"))
+
+
+def test_the_embedded_world_has_prompts_without_anchors():
+    held_out = "a red square moves left"
+    assert world.part_of("red", "square", "left") == "report"
+    prompts = read_prompts([anchor("a", held_out, "report"), anchor("b", "else", "gate")], "embedded")
+    assert len(prompts) == 2 + 48
+    assert all(p.part == "train" for p in prompts[2:]) and held_out not in [p.text for p in prompts[2:]]
 
 
 def test_a_source_of_another_rate_is_not_confused_with_another_length(tmp_path):

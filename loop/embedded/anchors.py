@@ -6,6 +6,7 @@ import csv
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -37,24 +38,32 @@ def write_anchors(folder: str | Path, num_per_caption: int | Mapping[str, int], 
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
 
 
-def spread(num_anchors: int) -> dict[str, int]:
-    """A number per caption that adds up to num_anchors, in proportion to the parts' captions.
+def training_captions() -> list[str]:
+    """All captions of the train part, with anchors or without."""
+    return [world.caption_of(*c) for c in world.combinations() if world.part_of(*c) == "train"]
 
-    Any four anchors or more have one in every part; no caption gets a second before all have a first.
+
+def spread(num_anchors: int | Mapping[str, int]) -> dict[str, int]:
+    """A number per caption that adds up to num_anchors: in proportion to the parts' captions, or by part.
+
+    Any four anchors or more have one in every part; no caption of a part gets a second before all have one.
     """
-    if num_anchors < 4:
+    if isinstance(num_anchors, int) and num_anchors < 4:
         raise ValueError(
             f"data.num_anchors is {num_anchors}; the four parts need at least one anchor each, so 4"
         )
     by_part: dict[str, list[str]] = {}
     for combination in world.combinations():
         by_part.setdefault(world.part_of(*combination), []).append(world.caption_of(*combination))
-    places = []
-    for part, captions in by_part.items():
-        shuffled = sorted(captions, key=_stable_int)
-        places += [(rank / len(captions), part, caption) for rank, caption in enumerate(shuffled)]
-    order = [caption for _, _, caption in sorted(places)]
-    return dict(Counter(order[i % len(order)] for i in range(num_anchors)))
+    shuffled = {part: sorted(captions, key=_stable_int) for part, captions in by_part.items()}
+    if not isinstance(num_anchors, int):
+        return dict(Counter(c for part, n in num_anchors.items() for c in islice(cycle(shuffled[part]), n)))
+    places = [
+        (rank / len(captions), part, caption)
+        for part, captions in shuffled.items()
+        for rank, caption in enumerate(captions)
+    ]
+    return dict(Counter(islice(cycle(caption for _, _, caption in sorted(places)), num_anchors)))
 
 
 def _wanted(num_per_caption: int | Mapping[str, int], caption: str, part: str) -> int:

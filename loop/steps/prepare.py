@@ -54,7 +54,7 @@ def run(ctx: StageContext) -> None:
         )
         ctx.progress.advance()
     write_table(ctx.out / "anchors.parquet", rows, ANCHORS)
-    prompts = read_prompts(anchors)
+    prompts = read_prompts(anchors, data.prompts)
     write_table(
         ctx.out / "prompts.parquet",
         [{"prompt_id": p.id, "text": p.text, "category": p.category, "part": p.part} for p in prompts],
