@@ -52,15 +52,15 @@ def sparse_causal_attention(
 
     def attend(rows: Tensor, columns: Tensor) -> Tensor:
         """Queries `rows` [G, R] on keys `columns` [G, K], a group a row: [B, H, G·R, D]."""
-        (groups, _), seen = rows.shape, None
-        folded = [
+        q, k, v = (
             t[:, :, i].transpose(1, 2).flatten(0, 1)
             for t, i in ((query, rows), (key, columns), (value, columns))
-        ]
+        )
+        seen = None
         if mask is not None:
             seen = mask.expand(len(query), *mask.shape[1:])[..., columns].movedim(-2, 1).flatten(0, 1)
-        out = F.scaled_dot_product_attention(*folded, attn_mask=seen, scale=scale)
-        return out.unflatten(0, (len(query), groups)).transpose(1, 2).flatten(2, 3)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)
+        return out.unflatten(0, (len(query), len(rows))).transpose(1, 2).flatten(2, 3)
 
     def columns(*frames: Tensor) -> Tensor:
         return torch.cat([*frames, index[text].expand(len(frames[0]), -1)], dim=1)

@@ -104,7 +104,8 @@ def hunyuan():
     mask[1, 4:] = 0
     call = {
         "hidden_states": torch.randn(2, 4, FRAMES, 4, 6), "encoder_hidden_states": torch.randn(2, 7, 8),
-        "encoder_attention_mask": mask, "pooled_projections": torch.randn(2, 8), "guidance": torch.tensor([1.0, 1.0]),
+        "encoder_attention_mask": mask, "pooled_projections": torch.randn(2, 8),
+        "guidance": torch.tensor([1.0, 1.0]),
     }  # fmt: skip
     return model, call, 6
 
