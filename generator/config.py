@@ -17,6 +17,11 @@ class GeneratorConfig(_Section):
     family: Literal["wan", "cogvideox", "ltx", "hunyuan"] = "wan"
     model: str = Field(description="a diffusers folder, a hub id, or embedded:NAME")
     dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: Literal["dense", "sparse_causal", "sparse_causal_own"] = Field(
+        "dense",
+        description="sparse_causal = a latent frame sees frame 0 and the one before it (HuViDPO); _own = and "
+        "itself. A model that was trained with dense attention needs training to get used to it",
+    )
     max_text_tokens: int = Field(
         512,
         ge=1,

@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from generator.attention import sparse_causal_attention, use_sparse_causal
+from generator.config import GeneratorConfig
+from generator.models.base import load_model
+from tests.tiny_wan import make_tiny_wan
 
 FRAMES, TOKENS = 5, 6
 
@@ -151,3 +154,19 @@ def test_inside_a_transformer_it_equals_a_mask(build, kind, monkeypatch):
 def test_an_unknown_transformer_is_named():
     with pytest.raises(ValueError, match=r"generator\.attention.*not for Linear"):
         use_sparse_causal(torch.nn.Linear(2, 2))
+
+
+def test_a_model_keeps_the_configured_attention_through_its_checkpoints(tmp_path):
+    folder = make_tiny_wan(tmp_path / "wan")
+    sparse = GeneratorConfig(model=folder, max_text_tokens=8, attention="sparse_causal")
+    model, dense = load_model(sparse), load_model(sparse.model_copy(update={"attention": "dense"}))
+    x, sigma = torch.randn(1, 4, 5, 4, 4), torch.tensor([0.5])
+    condition = model.encode_prompts(["a red ring moves up"])
+    want = model.predict(x, sigma, condition)
+    assert (want - dense.predict(x, sigma, condition)).abs().max() > 1e-4
+    model.prepare_training(None, None, "parent", 0)
+    copied = model.predict_reference(x, sigma, condition)
+    torch.testing.assert_close(copied, want, rtol=0, atol=1e-6)
+    model.save_checkpoint(tmp_path / "checkpoint")
+    again = load_model(sparse, tmp_path / "checkpoint")
+    torch.testing.assert_close(again.predict(x, sigma, condition), want, rtol=0, atol=1e-6)

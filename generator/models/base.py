@@ -57,6 +57,8 @@ class VideoModel(PolicyWeights, ABC):
         for part in pipe.components.values():
             if isinstance(part, torch.nn.Module):
                 part.eval().requires_grad_(False)
+        for name in self.experts:
+            setattr(self.pipe, name, self._made_ready(getattr(self.pipe, name)))
 
     # What a family fills in -----------------------------------------------------------------
 

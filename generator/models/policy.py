@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from generator.attention import use_sparse_causal
 from generator.checkpoint import canonicalise_safetensors
 from generator.config import GeneratorConfig, LoraConfig
 
@@ -83,11 +84,17 @@ class PolicyWeights:
                 loaded = kind.from_pretrained(
                     folder / name, dtype=DTYPES[self.config.dtype], use_safetensors=True
                 )
-                setattr(self.pipe, name, loaded.to(self.device).eval().requires_grad_(False))
+                setattr(self.pipe, name, self._made_ready(loaded.to(self.device)))
         else:
             files = " and ".join(LORA_FILES[name] for name in self.experts)
             folders = " and ".join(f"{name}/" for name in self.experts)
             raise ValueError(f"{folder} holds neither {files} nor {folders}: not a generator checkpoint")
+
+    def _made_ready(self, transformer: ModelMixin) -> ModelMixin:
+        """A freshly loaded denoiser as it is used here: frozen, with the configured attention."""
+        if self.config.attention != "dense":
+            use_sparse_causal(transformer, self.config.attention)
+        return transformer.eval().requires_grad_(False)
 
     def _load_lora(self, folder: Path, adapter: str) -> None:
         for name in self.experts:
