@@ -24,6 +24,9 @@ class Parametrisation(Protocol):
     def clean(self, x_level: Tensor, prediction: Tensor, level: Tensor) -> Tensor:
         """x̂0 of a prediction."""
 
+    def leading_to(self, x: Tensor, x_level: Tensor, level: Tensor) -> Tensor:
+        """The prediction of which `clean` is x."""
+
     def x0_weight(self, level: Tensor) -> Tensor:
         """The weight [B] that RealDPO gives the squared error of x̂0: 1/(1 − ᾱ), or 1/σ²."""
 
@@ -46,6 +49,10 @@ class FlowMatching:
     @staticmethod
     def clean(x_sigma: Tensor, prediction: Tensor, sigma: Tensor) -> Tensor:
         return x_sigma - _wide(sigma, x_sigma) * prediction
+
+    @staticmethod
+    def leading_to(x: Tensor, x_sigma: Tensor, sigma: Tensor) -> Tensor:
+        return (x_sigma - x) / _wide(sigma, x_sigma).clamp_min(1e-6)
 
     @staticmethod
     def x0_weight(sigma: Tensor) -> Tensor:
@@ -81,6 +88,13 @@ class _VariancePreserving:
     def noise(self, x: Tensor, eps: Tensor, level: Tensor) -> Tensor:
         signal, noise = self._scales(level, x)
         return signal * x + noise * eps
+
+    def leading_to(self, x: Tensor, x_level: Tensor, level: Tensor) -> Tensor:
+        signal, noise = self._scales(level, x_level)
+        return self.target(x, (x_level - signal * x) / noise, level)
+
+    def target(self, x: Tensor, eps: Tensor, level: Tensor) -> Tensor:
+        raise NotImplementedError
 
     def level_of(self, eta: float) -> float:
         wanted = 2 * torch.tensor(1 / eta - 1, dtype=torch.float64).clamp_min(1e-12).log()

@@ -107,6 +107,8 @@ class SampleConfig(Section):
     fresh: FreshConfig = FreshConfig()
     guided: GuidedConfig = GuidedConfig()
     sampling: SamplingConfig = SamplingConfig()
+    # every take begins with the first frame of an anchor of its caption; prompts without anchors are left out
+    first_frame: bool = False
     shard_size: int = Field(16, ge=1)  # takes made, and saved for a resume, at a time
 
 

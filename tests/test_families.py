@@ -284,11 +284,27 @@ def test_a_given_first_frame_is_kept_and_teaches_nothing(models, name):
     assert error[:, :, 0].abs().max() < 1e-5 < error[:, :, 1:].abs().min(dim=0).values.max()
 
 
-def test_first_frames_where_they_do_not_belong(models):
-    for name in ("wan", "cogvideox-ddim", "hunyuan"):
-        model = models(VARIANTS[name])
-        with pytest.raises(ValueError, match="image-to-video checkpoint"):
-            model.with_first_frame(model.encode_prompts(PROMPTS[:1]), first_frame()[0], NUM_FRAMES)
+@pytest.mark.parametrize("name", ["wan", "cogvideox-ddim", "hunyuan"])
+def test_a_model_of_text_alone_is_held_to_a_first_frame(models, name):
+    """HuViDPO: frame 0 is given clean, sampling ends in it, and only the others teach."""
+    variant, model = VARIANTS[name], models(VARIANTS[name])
+    known = model.encode(first_frame()[0][:, :, None])
+    text = model.encode_prompts(PROMPTS)
+    held = model.with_first_frame(text, first_frame()[0].expand(2, -1, -1, -1), NUM_FRAMES)
+    noise = starting_noise(model, variant, SEEDS)
+    clips = sample(model, held, noise, SamplingConfig(num_steps=3), seeds=SEEDS)
+    torch.testing.assert_close(clips[:, :, :1], known.expand(2, -1, -1, -1, -1), rtol=0, atol=1e-4)
+    free = sample(model, text, noise, SamplingConfig(num_steps=3), seeds=SEEDS)
+    assert (free - clips)[:, :, 1:].abs().max() > 1e-4  # the others see it
+    x = torch.randn(2, *model.latent_shape(NUM_FRAMES, SIZE, SIZE))
+    x[:, :, :1] = known
+    eps, level = torch.randn_like(x), model.levels_of(torch.tensor([0.3, 0.9]))
+    form = model.parametrisation
+    error = model.predict(form.noise(x, eps, level), level, held) - form.target(x, eps, level)
+    assert error[:, :, 0].abs().max() < 1e-4 < error[:, :, 1:].abs().max()
+
+
+def test_a_first_frame_that_is_missing_is_asked_for(models):
     for name in ("wan-2.1-i2v", "wan-2.2-i2v", "cogvideox-i2v"):
         model = models(VARIANTS[name])
         assert model.needs_first_frame

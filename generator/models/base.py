@@ -90,12 +90,10 @@ class VideoModel(PolicyWeights, ABC):
     def with_first_frame(self, condition: Condition, frame: Tensor, num_frames: int) -> Condition:
         """The condition of clips that begin with `frame`, float [B, 3, H, W] in [−1, 1].
 
-        `num_frames` is the clips' length. Raises ValueError for a model that films from text alone.
+        `num_frames` is the clips' length. A model made for text alone sees the frame's latents, clean, in the
+        place of its first noisy ones (HuViDPO); it needs training to make use of them.
         """
-        raise ValueError(
-            f"generator.model {self.config.model}: a {type(self.pipe).__name__} cannot start from a first "
-            "frame; use an image-to-video checkpoint"
-        )
+        return condition.with_tensors(held_frame=self.encode(frame[:, :, None]))
 
     def expert_of(self, sigma: Tensor) -> Tensor:
         """Which of `experts` predicts at a noise level, long [B]."""
@@ -213,31 +211,42 @@ class VideoModel(PolicyWeights, ABC):
     ) -> Tensor:
         """Each row through the expert of its noise level."""
         if len(transformers) == 1:
-            return self.forward(transformers[0], x_sigma, sigma, condition)
+            return self._forward(transformers[0], x_sigma, sigma, condition)
         which = self.expert_of(sigma)
         order, parts = [], []
         for number, transformer in enumerate(transformers):
             rows = (which == number).nonzero().flatten()
             if len(rows):
                 order.append(rows)
-                parts.append(self.forward(transformer, x_sigma[rows], sigma[rows], condition.rows(rows)))
+                parts.append(self._forward(transformer, x_sigma[rows], sigma[rows], condition.rows(rows)))
         return torch.cat(parts)[torch.cat(order).argsort()]
+
+    def _forward(
+        self, transformer: ModelMixin, x_sigma: Tensor, sigma: Tensor, condition: Condition
+    ) -> Tensor:
+        """`forward`, with a first frame that is given to a model made for text alone."""
+        known = condition.get("held_frame")
+        if known is None:
+            return self.forward(transformer, x_sigma, sigma, condition)
+        prediction = self.forward(transformer, self.hold_first_frame(x_sigma, known), sigma, condition)
+        return self.lead_to_first_frame(prediction, x_sigma, sigma, known)
 
     @staticmethod
     def hold_first_frame(x: Tensor, known: Tensor | None) -> Tensor:
         """Noisy latents as a network sees them whose first frame is given, clean, as [B, C, 1, H', W']."""
         return x if known is None else torch.cat([known.to(x), x[:, :, 1:]], dim=2)
 
-    @staticmethod
-    def lead_to_first_frame(prediction: Tensor, x: Tensor, sigma: Tensor, known: Tensor | None) -> Tensor:
-        """The velocities with the one in a given first frame that ends exactly there.
+    def lead_to_first_frame(
+        self, prediction: Tensor, x: Tensor, sigma: Tensor, known: Tensor | None
+    ) -> Tensor:
+        """The prediction with the one in a given first frame that ends exactly there.
 
         The network says nothing about a frame that it is given. So sampling arrives at that frame, and
         training takes nothing from it.
         """
         if known is None:
             return prediction
-        there = (x[:, :, :1] - known.to(x)) / sigma.view(-1, 1, 1, 1, 1).to(x).clamp_min(1e-6)
+        there = self.parametrisation.leading_to(known.to(x), x[:, :, :1], sigma)
         return torch.cat([there.to(prediction), prediction[:, :, 1:]], dim=2)
 
     def first_frame_of(self, condition: Condition) -> Tensor:

@@ -22,11 +22,12 @@ from loop.measure import measure
 from loop.stages import StageContext, derive_seed
 from loop.statistics import Interval, bootstrap_mean
 from loop.steps import leakage
-from loop.steps.common import load_generator, read_table, write_table
+from loop.steps.common import clip_paths, load_generator, read_table, write_table
+from loop.steps.conditions import condition_of
 from loop.steps.judge_gate import known_answers
 from loop.steps.judging import accuracy, ask, fold_all, open_judge, write_verdicts
 from loop.steps.questions import StoredClip, make_question
-from loop.steps.sample import TAKES, Take, film
+from loop.steps.sample import TAKES, Take, anchor_of, film
 from reward.judge import Judge
 from reward.question import Question
 from reward.voting import Verdict
@@ -85,7 +86,7 @@ class Rows:
 def run(ctx: StageContext) -> None:
     model = load_generator(ctx, ctx.inputs.get("generator"))
     takes = plan(ctx)
-    film(ctx, model, takes, {})
+    film(ctx, model, takes, clip_paths(ctx, "prepare"))
     write_table(ctx.out / "takes.parquet", ({**vars(t), "file": t.file} for t in takes), TAKES)
     rows = Rows(ctx)
     scores = _score(ctx, takes)
@@ -111,12 +112,14 @@ def run(ctx: StageContext) -> None:
 def plan(ctx: StageContext) -> list[Take]:
     """The same prompts and seeds in every round of a campaign."""
     takes = []
+    anchors = read_table(ctx.inputs["prepare"] / "anchors.parquet")
     for p in read_table(ctx.inputs["prepare"] / "prompts.parquet"):
         if p["part"] == ctx.config.evaluate.part:
             for n in range(ctx.config.evaluate.num_seeds):
                 name = f"{p['prompt_id']}-{n}"
                 seed = derive_seed(ctx.config.seed, "evaluate", name)
-                takes.append(Take(name, "fresh", p["prompt_id"], p["text"], p["category"], seed))
+                anchor = anchor_of(ctx.config, anchors, p, 1, n)
+                takes.append(Take(name, "fresh", p["prompt_id"], p["text"], p["category"], seed, anchor))
     return takes
 
 
@@ -153,16 +156,17 @@ def _anchors(ctx: StageContext, rows: Rows) -> None:
 @torch.no_grad()
 def _drift(ctx: StageContext, model: VideoModel, base: VideoModel, takes: Sequence[Take]) -> list[float]:
     """E‖v_θ − v_base‖² per value, on the stored takes at three noise levels."""
-    found = []
+    found, anchors = [], clip_paths(ctx, "prepare")
     for t in takes:
         x = read_latents(model, ctx.out / t.file)[None]
         eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(t.seed))
-        sigma = torch.tensor(_DRIFT_LEVELS)
-        n = len(sigma)
-        noisy = model.parametrisation.noise(x.expand(n, -1, -1, -1, -1), eps.expand(n, -1, -1, -1, -1), sigma)
-        condition = model.encode_prompts([t.prompt]).repeat(n)
-        difference = model.predict(noisy.to(model.device), sigma, condition) - base.predict(
-            noisy.to(base.device), sigma, condition
+        level = model.levels_of(torch.tensor(_DRIFT_LEVELS))
+        n = len(level)
+        noisy = model.parametrisation.noise(x.expand(n, -1, -1, -1, -1), eps.expand(n, -1, -1, -1, -1), level)
+        frame = anchors[t.anchor_id] if t.anchor_id else None
+        condition = condition_of(model, [t.prompt], [frame], ctx.config.data.clip.num_frames).repeat(n)
+        difference = model.predict(noisy.to(model.device), level, condition) - base.predict(
+            noisy.to(base.device), level, condition
         )
         found.append(difference.float().pow(2).mean().item())
     return found

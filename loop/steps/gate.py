@@ -11,10 +11,10 @@ import math
 
 from loop.stages import StageContext, derive_seed
 from loop.statistics import bootstrap_mean
-from loop.steps.common import load_generator, read_table, write_json
+from loop.steps.common import clip_paths, load_generator, read_table, write_json
 from loop.steps.judging import ask, fold_all, open_judge, write_verdicts
 from loop.steps.questions import StoredClip, make_question
-from loop.steps.sample import Take, film
+from loop.steps.sample import Take, anchor_of, film
 
 
 def run(ctx: StageContext) -> None:
@@ -26,7 +26,7 @@ def run(ctx: StageContext) -> None:
         return
     takes = plan(ctx)
     for folder, update in (("candidate", ctx.inputs["update"]), ("parent", ctx.inputs.get("generator"))):
-        film(ctx, load_generator(ctx, update), takes, {}, folder)
+        film(ctx, load_generator(ctx, update), takes, clip_paths(ctx, "prepare"), folder)
     questions = [
         make_question(
             "take_take",
@@ -81,10 +81,12 @@ def run(ctx: StageContext) -> None:
 def plan(ctx: StageContext) -> list[Take]:
     """Gate prompts with seeds of this round's own."""
     takes = []
+    anchors = read_table(ctx.inputs["prepare"] / "anchors.parquet")
     for p in read_table(ctx.inputs["prepare"] / "prompts.parquet"):
         if p["part"] == "gate":
             for n in range(ctx.config.gate.num_seeds):
                 name = f"{p['prompt_id']}-{n}"
                 seed = derive_seed(ctx.config.seed, "gate", ctx.round, name)
-                takes.append(Take(name, "fresh", p["prompt_id"], p["text"], p["category"], seed))
+                anchor = anchor_of(ctx.config, anchors, p, ctx.round, n)
+                takes.append(Take(name, "fresh", p["prompt_id"], p["text"], p["category"], seed, anchor))
     return takes

@@ -69,8 +69,9 @@ def plan_questions(ctx: StageContext, round_number: int) -> list[Question]:
             add("take_take", one["take_id"], other["take_id"], one)
         real = by_caption[prompt_takes[0]["prompt"]]
         for take in prompt_takes[: settings.against_real] if real else []:
+            # a take that begins with an anchor's first frame is compared with that anchor
             [anchor] = draw(real, 1, round_number, ctx.config.seed, f"real {take['take_id']}")
-            add("take_real", take["take_id"], anchor["anchor_id"], take)
+            add("take_real", take["take_id"], take["anchor_id"] or anchor["anchor_id"], take)
     if settings.segments:
         facts = json.loads((ctx.inputs["prepare"] / "clip.json").read_text())
         for one, other in guided.values():

@@ -15,6 +15,7 @@ from generator.sampling import noise_for, sample
 from loop.config import CampaignConfig
 from loop.stages import StageContext, derive_seed
 from loop.steps.common import load_generator, read_table, write_table
+from loop.steps.conditions import condition_of
 
 TAKES = pa.schema(
     [
@@ -34,7 +35,7 @@ TAKES = pa.schema(
 
 @dataclass(frozen=True)
 class Take:
-    """One clip to film; `eta` and `anchor_id` are None for a fresh take."""
+    """One clip to film. A guided take has an anchor and an η, one with a given first frame an anchor."""
 
     take_id: str
     kind: str
@@ -65,7 +66,7 @@ def run(ctx: StageContext) -> None:
 def _warn_of_too_few(ctx: StageContext, prompts: list[dict], anchors: list[dict]) -> None:
     settings = ctx.config.sample
     wanted = (
-        ("fresh.num_prompts", settings.fresh.num_prompts, prompts),
+        ("fresh.num_prompts", settings.fresh.num_prompts, with_anchors(ctx.config, prompts, anchors)),
         ("guided.num_anchors", settings.guided.num_anchors, anchors),
     )
     for key, num, rows in wanted:
@@ -106,7 +107,8 @@ def _film_shard(
     clip = config.data.clip
     seeds = [t.seed for t in shard]
     noise = noise_for(seeds, model.latent_shape(clip.num_frames, clip.height, clip.width))
-    condition = model.encode_prompts([t.prompt for t in shard])
+    frames = [_first_frame(config, t, anchor_files) for t in shard]
+    condition = condition_of(model, [t.prompt for t in shard], frames, clip.num_frames)
     sampling = config.sample.sampling
     negative = model.encode_prompts([""]) if sampling.guidance_scale > 1 else None
     start, eta = None, shard[0].eta
@@ -121,6 +123,33 @@ def _film_shard(
         store_latents(model, row, path, clip.fps)
 
 
+def _first_frame(config: CampaignConfig, take: Take, anchor_files: dict[str, Path]) -> Path | None:
+    if not config.sample.first_frame:
+        return None
+    assert take.anchor_id is not None, "a take with a given first frame has an anchor"
+    return anchor_files[take.anchor_id]
+
+
+def anchor_of(
+    config: CampaignConfig, anchors: list[dict], prompt: dict, round_number: int, number: int = 0
+) -> str | None:
+    """The anchor whose first frame takes of a prompt begin with in a round; None where that is not asked for.
+
+    Takes of one prompt share it, so that they differ in what follows; `number` > 0 gives others, in turn.
+    """
+    if not config.sample.first_frame:
+        return None
+    own = [a for a in anchors if a["caption"] == prompt["text"]]
+    order = draw(own, len(own), round_number, config.seed, f"first frame {prompt['prompt_id']}")
+    return order[number % len(order)]["anchor_id"]
+
+
+def with_anchors(config: CampaignConfig, prompts: list[dict], anchors: list[dict]) -> list[dict]:
+    """The prompts that can be filmed: with sample.first_frame those that an anchor has for a caption."""
+    captions = {a["caption"] for a in anchors}
+    return [p for p in prompts if not config.sample.first_frame or p["text"] in captions]
+
+
 def plan_takes(
     config: CampaignConfig, round_number: int, prompts: list[dict], anchors: list[dict]
 ) -> list[Take]:
@@ -132,7 +161,7 @@ def plan_takes(
     """
     takes: list[Take] = []
     fresh, guided = config.sample.fresh, config.sample.guided
-    train_prompts = [p for p in prompts if p["part"] == "train"]
+    train_prompts = [p for p in with_anchors(config, prompts, anchors) if p["part"] == "train"]
     for p in draw(train_prompts, fresh.num_prompts, round_number, config.seed, "prompts"):
         for n in range(fresh.takes_per_prompt):
             name = f"r{round_number:03d}-fresh-{p['prompt_id']}-{n}"
@@ -144,6 +173,7 @@ def plan_takes(
                     p["text"],
                     p["category"],
                     derive_seed(config.seed, "take", name),
+                    anchor_of(config, anchors, p, round_number),
                 )
             )
     by_text = {p["text"]: p["prompt_id"] for p in prompts}

@@ -14,6 +14,7 @@ from generator.road import read_latents
 from generator.train import update
 from loop.stages import StageContext, derive_seed
 from loop.steps.common import clip_paths, load_generator, read_table, write_json
+from loop.steps.conditions import shared_conditions
 
 
 def run(ctx: StageContext) -> None:
@@ -72,14 +73,19 @@ def _pairs(ctx: StageContext, model: VideoModel, rows: list[dict[str, Any]]) -> 
     for name in names:
         latents[name] = read_latents(model, paths[name])
         ctx.progress.advance()
-    prompts = {p: i for i, p in enumerate(sorted({r["prompt"] for r in rows}))}
+    frame_of = {
+        t["take_id"]: paths[t["anchor_id"]] if ctx.config.sample.first_frame else None
+        for t in read_table(ctx.inputs["sample"] / "takes.parquet")
+    }
+    keys = [(r["prompt"], frame_of[r["loser_id"]]) for r in rows]  # a loser is always a take
+    conditions, number = shared_conditions(model, keys, ctx.config.data.clip.num_frames)
     return PairData(
         ids=[r["pair_id"] for r in rows],
         prompt_ids=[r["prompt_id"] for r in rows],
         winners=_stack([latents[r["winner_id"]] for r in rows]),
         losers=_stack([latents[r["loser_id"]] for r in rows]),
-        conditions=model.encode_prompts(list(prompts)).to("cpu"),
-        condition_rows=[prompts[r["prompt"]] for r in rows],
+        conditions=conditions,
+        condition_rows=[number[key] for key in keys],
         signs=torch.tensor([r["signs"] for r in rows], dtype=torch.int8),
         weights=torch.tensor([r["weight"] for r in rows], dtype=torch.float32),
         winner_ids=[r["winner_id"] for r in rows],
@@ -96,9 +102,10 @@ def _anchors(ctx: StageContext, model: VideoModel) -> AnchorData:
     for row in rows:
         latents.append(read_latents(model, ctx.inputs["prepare"] / row["file"]))
         ctx.progress.advance()
-    captions = {c: i for i, c in enumerate(sorted({r["caption"] for r in rows}))}
-    conditions = model.encode_prompts(list(captions)).to("cpu")
-    return AnchorData(torch.stack(latents), conditions, [captions[r["caption"]] for r in rows])
+    begins = ctx.config.sample.first_frame
+    keys = [(r["caption"], ctx.inputs["prepare"] / r["file"] if begins else None) for r in rows]
+    conditions, number = shared_conditions(model, keys, ctx.config.data.clip.num_frames)
+    return AnchorData(torch.stack(latents), conditions, [number[key] for key in keys])
 
 
 def _stack(tensors: list[torch.Tensor]) -> torch.Tensor:
