@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from generator.losses import frame_errors
-from generator.parametrisation import FlowMatching, sigma_of
+from generator.parametrisation import FlowMatching, shift_sigma
 from loop.embedded import world
 
 SHIFT = 3.0  # the schedule of the larger Wan models: most of the steps at high noise, where motion is decided
@@ -200,7 +200,7 @@ def train_generator(
         ids[torch.rand(batch, generator=generator) < 0.1] = empty  # for classifier-free guidance
         mask = ids.ne(0)
         text = text_encoder(ids, mask).last_hidden_state * mask[..., None]  # the pipeline zeroes padding
-        sigma = sigma_of(torch.rand(batch, generator=generator), "logit_normal", SHIFT)
+        sigma = shift_sigma(torch.sigmoid(torch.randn(batch, generator=generator)), SHIFT)
         eps = torch.randn(x.shape, generator=generator)
         with torch.autocast("cpu", torch.bfloat16):
             v = transformer(FlowMatching.noise(x, eps, sigma), sigma * 1000, text, return_dict=False)[0]
