@@ -3,6 +3,7 @@
 import pytest
 
 from benchmarks.arms import ARMS, paired
+from benchmarks.dpo_step import counted
 from loop.config_file import load_config
 
 
@@ -23,3 +24,11 @@ def test_differences_are_paired():
     other = {name: (p, value - 0.2) for name, (p, value) in one.items()}
     found = paired(one, other)
     assert found.value == pytest.approx(0.2) and found.low == pytest.approx(0.2) and found.num == 12
+
+
+def test_forwards_of_a_step_are_counted_as_by_hand():
+    """A LoRA's backward counts one forward, that of full weights two; a quarter of the reference is paid."""
+    assert counted("common", 1, 3, 0.25) == counted("realdpo", 1, 3, 0.25) == 2 * (1 + 1 + 1)
+    assert counted("ours-1", 1, 3, 0.25) == pytest.approx(2 * 2.25)
+    assert counted("ours-n", 1, 3, 0.25) / counted("realdpo", 1, 3, 0.25) == pytest.approx(0.5)
+    assert counted("ours-1", 2, 3, 0.25) / counted("common", 2, 3, 0.25) == pytest.approx(0.8125)

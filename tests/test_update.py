@@ -222,6 +222,24 @@ def test_activation_checkpointing_gives_the_same_weights(config, tmp_path):
     assert difference(plain, again) < 1e-6
 
 
+def test_training_needs_no_encoders(config, tmp_path):
+    """The update stage frees them: pixels and prompts have become latents and embeddings by then."""
+    plain, _, _ = train(config, tmp_path / "plain")
+    ready = make_anchors(load_model(config)), make_pairs(load_model(config))
+    model = load_model(config)
+    model.release_encoders()
+    freed = [p for part in (model.pipe.vae, model.pipe.text_encoder) for p in part.parameters()]
+    assert freed and all(p.is_meta for p in freed)
+    (tmp_path / "freed").mkdir()
+    update(
+        model, ready[1], ready[0], UpdateConfig(**TERMS), parent=None, out=tmp_path / "freed", seed=3,
+        on_step=lambda row: None,
+    )  # fmt: skip
+    [weights] = (tmp_path / "freed" / "checkpoint").rglob("*.safetensors")
+    assert difference(plain, load_file(weights)) == 0
+    assert model.latent_shape(17, 32, 32) == SHAPE  # sizes are known all the same
+
+
 # Limits ---------------------------------------------------------------------------------------
 
 

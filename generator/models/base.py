@@ -197,6 +197,15 @@ class VideoModel(PolicyWeights, ABC):
         """The autoencoder's own decoding."""
         return self.pipe.vae.decode(latents).sample
 
+    def release_encoders(self) -> None:
+        """Frees the weights that turn pixels and prompts into latents and embeddings, and back.
+
+        Training needs none of them; what they gave is kept by the caller. Their configurations stay.
+        """
+        for name, part in self.pipe.components.items():
+            if isinstance(part, torch.nn.Module) and name not in self.experts:
+                part.to("meta")
+
     def predict(self, x_sigma: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         """The policy's prediction."""
         return self._through(self.transformers, x_sigma, sigma, condition)

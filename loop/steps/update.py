@@ -28,6 +28,7 @@ def run(ctx: StageContext) -> None:
     pairs = _pairs(ctx, model, rows) if config.needs_pairs else None
     wants_anchors = config.method == "supervised" or config.real_likelihood > 0
     anchors = _anchors(ctx, model) if wants_anchors else None
+    model.release_encoders()
     ctx.progress.start(config.num_steps, "steps")
 
     def on_step(row: dict) -> None:
