@@ -20,6 +20,8 @@ from generator.models.base import VideoModel, load_model
 from generator.reference_errors import ReferenceErrors
 from generator.train import update
 from generator.watch import is_saturated, motion_gap
+from loop.models import resolve_model
+from loop.steps.update import _of_shape
 from tests.tiny_wan import make_tiny_wan
 
 SHAPE = (4, 5, 4, 4)
@@ -309,3 +311,16 @@ def test_saturation_warns_once(config, tmp_path, monkeypatch):
     _, _, result = train(config, tmp_path, num_steps=8, held_out_share=0.4, evaluate_every=2)
     [warned] = [w for w in result["warnings"] if "implicit accuracy" in w]
     assert result["saturated_at"] == 5 and warned.startswith("step 5:")
+
+
+def test_a_lora_of_another_base_is_refused(config, tmp_path):
+    train(config, tmp_path, num_steps=1, lora=LoraConfig(rank=2))
+    wider = GeneratorConfig(model=resolve_model("embedded:tiny-wan", "generator.model"), max_text_tokens=8)
+    with pytest.raises(ValueError, match=r"LoRA for another base than generator\.model .*to_"):
+        load_model(wider, tmp_path / "checkpoint")
+    load_model(config, tmp_path / "checkpoint")
+
+
+def test_a_clip_of_another_length_is_named():
+    with pytest.raises(ValueError, match=r"other\.mp4: its latents are \[4, 3, 4, 4\].*one length"):
+        _of_shape(torch.zeros(4, 3, 4, 4), SHAPE, Path("other.mp4"))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from generator.attention import use_sparse_causal
@@ -98,10 +99,31 @@ class PolicyWeights:
 
     def _load_lora(self, folder: Path, adapter: str) -> None:
         for name in self.experts:
+            self._check_fits(folder / LORA_FILES[name], getattr(self.pipe, name))
             which = {"load_into_transformer_2": True} if name == "transformer_2" else {}
             self.pipe.load_lora_weights(
                 str(folder), weight_name=LORA_FILES[name], adapter_name=adapter, **which
             )
+
+    def _check_fits(self, file: Path, transformer: ModelMixin) -> None:
+        """Raises ValueError for a LoRA of another base: of other layers it would silently load a part."""
+        with safe_open(file, "pt") as stored:
+            shapes = {n: tuple(stored.get_slice(n).get_shape()) for n in stored.keys()}  # noqa: SIM118
+        layers = dict(transformer.named_modules())
+        for name, shape in shapes.items():
+            path, _, kind = name.removeprefix("transformer.").removesuffix(".weight").rpartition(".")
+            layer = layers.get(path)
+            wanted = getattr(getattr(layer, "base_layer", layer), "weight", None)
+            fits = wanted is not None and (
+                shape[1] == wanted.shape[1] if kind == "lora_A" else shape[0] == wanted.shape[0]
+            )
+            if not fits:
+                has = "no such layer" if wanted is None else f"a layer of {list(wanted.shape)}"
+                raise ValueError(
+                    f"{file}: a LoRA for another base than generator.model {self.config.model}: {name} is "
+                    f"{list(shape)}, and there the {type(transformer).__name__} has {has}; give the base "
+                    "that the LoRA was trained on"
+                )
 
     def prepare_training(
         self, lora: LoraConfig | None, parent: Path | None, reference: str, seed: int

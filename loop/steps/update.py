@@ -69,10 +69,11 @@ def _keep_parent(ctx: StageContext, model: VideoModel, parent: Path | None) -> N
 def _pairs(ctx: StageContext, model: VideoModel, rows: list[dict[str, Any]]) -> PairData:
     paths = clip_paths(ctx, "prepare", "sample")
     names = sorted({r["winner_id"] for r in rows} | {r["loser_id"] for r in rows})
+    shape = _latent_shape(ctx, model)
     ctx.progress.start(len(names), "clips")
     latents = {}
     for name in names:
-        latents[name] = read_latents(model, paths[name])
+        latents[name] = _of_shape(read_latents(model, paths[name]), shape, paths[name])
         ctx.progress.advance()
     frame_of = {
         t["take_id"]: paths[t["anchor_id"]] if ctx.config.sample.first_frame else None
@@ -99,14 +100,30 @@ def _anchors(ctx: StageContext, model: VideoModel) -> AnchorData:
     most = ctx.config.update.num_steps * ctx.config.update.anchors_per_step
     rows = [rows[i] for i in sorted(rng.permutation(len(rows))[:most])]
     ctx.progress.start(len(rows), "anchors")
-    latents = []
+    latents, shape = [], _latent_shape(ctx, model)
     for row in rows:
-        latents.append(read_latents(model, ctx.inputs["prepare"] / row["file"]))
+        path = ctx.inputs["prepare"] / row["file"]
+        latents.append(_of_shape(read_latents(model, path), shape, path))
         ctx.progress.advance()
     begins = ctx.config.sample.first_frame
     keys = [(r["caption"], ctx.inputs["prepare"] / r["file"] if begins else None) for r in rows]
     conditions, number = shared_conditions(model, keys, ctx.config.data.clip.num_frames)
     return AnchorData(torch.stack(latents), conditions, [number[key] for key in keys])
+
+
+def _latent_shape(ctx: StageContext, model: VideoModel) -> tuple[int, ...]:
+    clip = ctx.config.data.clip
+    return model.latent_shape(clip.num_frames, clip.height, clip.width)
+
+
+def _of_shape(latents: torch.Tensor, shape: tuple[int, ...], path: Path) -> torch.Tensor:
+    """`latents` if they are of `shape`. Raises ValueError for a clip of another length or size."""
+    if tuple(latents.shape) != shape:
+        raise ValueError(
+            f"{path}: its latents are {list(latents.shape)}, but clips of data.clip have {list(shape)}; all "
+            "clips of a campaign have one length and size: restore the file, or start in another --dir"
+        )
+    return latents
 
 
 def _stack(tensors: list[torch.Tensor]) -> torch.Tensor:
