@@ -1,4 +1,4 @@
-"""Pairs that people compared: what the file may say, what is wrong with it by line, and the road to training."""
+"""Pairs that people compared: what the file may say, what is wrong with it by line, and how it is stored."""
 
 import hashlib
 import json
@@ -105,7 +105,7 @@ def test_a_missing_or_unknown_file_and_a_missing_category(tmp_path):
     (tmp_path / "pairs.txt").touch()
     with pytest.raises(UserError, match=r"ends in '\.txt'"):
         read_human_pairs(tmp_path / "pairs.txt")
-    with pytest.raises(UserError, match="no column 'category', by which data.categories chooses"):
+    with pytest.raises(UserError, match=r"no column 'category', by which data\.categories chooses"):
         read_human_pairs(pairs_file(tmp_path, HEAD + "a,b,x,A\n"), needs_category=True)
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from generator.clips import read_clip, write_clip
 from generator.config import SamplingConfig
-from generator.models.base import load_model
+from generator.models.base import VideoModel, load_model
 from generator.road import read_latents, to_tensor
 from generator.sampling import noise_for, sample
 from loop.campaign import run_campaign
@@ -31,7 +31,8 @@ from loop.embedded.anchors import spread
 from loop.models import resolve_model
 from loop.progress import Display
 from loop.stages import StageContext
-from loop.steps.update import _pairs
+from loop.steps.common import clip_paths
+from loop.steps.update import _first_frames, _pairs
 from loop.store import Store
 from reward.certainty import load
 
@@ -74,7 +75,7 @@ EASY = ["certainty={min_margin: 0, min_probability: 0.5, min_votes: 1}", "pair.m
 
 
 def human_pairs(folder: Path, directions: tuple[str, ...]) -> list[str]:
-    """Overrides for a file of pairs: clean clips against jumbled ones; a tie and held-out prompts are among them."""
+    """Overrides for a file of pairs: clean clips against reversed ones, a tie, held-out prompts."""
     folder.mkdir()
     lines = ["path_A,path_B,prompt,Overall,category"]
     rng = np.random.default_rng(0)
@@ -137,18 +138,22 @@ def finished(tmp_path_factory) -> Callable[..., Finished]:
     return run
 
 
+def load_tiny(run: Finished, checkpoint: Path | None = None) -> VideoModel:
+    model = resolve_model(run.config.generator.model, "generator.model")
+    return load_model(run.config.generator.model_copy(update={"model": model}), checkpoint)
+
+
 @torch.no_grad()
 def plain_diffusers_films_alike(run: Finished) -> None:
     """The checkpoint, read by diffusers alone, films what retake films with it. For dense attention."""
     from diffusers import WanPipeline, WanTransformer3DModel
 
     checkpoint = run.folder("update") / "checkpoint"
-    model = resolve_model(run.config.generator.model, "generator.model")
-    ours = load_model(run.config.generator.model_copy(update={"model": model}), checkpoint)
+    ours = load_tiny(run, checkpoint)
     noise = noise_for([7], ours.latent_shape(17, 32, 32))
     caption = "a red ring moves left"
     want = sample(ours, ours.encode_prompts([caption]), noise, SamplingConfig(num_steps=2))
-    pipe = WanPipeline.from_pretrained(model)
+    pipe = WanPipeline.from_pretrained(resolve_model(run.config.generator.model, "generator.model"))
     if run.config.update.lora is None:
         pipe.transformer = WanTransformer3DModel.from_pretrained(checkpoint / "transformer")
     else:
@@ -177,6 +182,10 @@ def test_realdpo_three_losers_share_a_real_winner_and_no_judge_decides(finished)
     rows = _pairs(run.context("update"), load_tiny(run), run.pairs)
     settings = run.config.update
     assert [len(g) for g in rows.groups(range(9), settings.losers_per_winner)] == [3, 3, 3]
+    # the control arm may make an anchor the loser; the first frame stays that of its take
+    flipped = [{**p, "winner_id": p["loser_id"], "loser_id": p["winner_id"]} for p in run.pairs]
+    context, files = run.context("update"), clip_paths(run.context("update"), "prepare", "sample")
+    assert _first_frames(context, flipped, files) == _first_frames(context, run.pairs, files)
     assert run.steps()[0]["preference_loss"] == pytest.approx(np.log(2), abs=1e-6)
     plain_diffusers_films_alike(run)
 
@@ -234,11 +243,6 @@ def test_dual_ipo_best_against_worst_with_both_likelihood_terms_and_a_judge_that
     judge = json.loads((run.folder("train_judge") / "metrics.json").read_text())
     assert judge["num_sft_rows"] == 8 and judge["sft_loss"] > 0
     plain_diffusers_films_alike(run)
-
-
-def load_tiny(run: Finished):
-    model = resolve_model(run.config.generator.model, "generator.model")
-    return load_model(run.config.generator.model_copy(update={"model": model}))
 
 
 def test_huvidpo_people_decide_and_the_winners_first_frame_is_given(finished, tmp_path_factory):
