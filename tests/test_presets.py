@@ -1,7 +1,6 @@
 """One round of every paper's config, tiny: its method must show in the pairs, the conditions and the weights.
 
-Overrides change models, sizes and thresholds that a tiny judge cannot meet; the switches that make the method
-stay as shipped.
+Overrides change models, data and sizes; the switches and thresholds that make the method stay as shipped.
 """
 
 from __future__ import annotations
@@ -71,7 +70,6 @@ LEARNS = [
     "known_answers.num_train=8",
     "train_judge={num_steps: 2, batch_size: 2, preference_steps: 2, preference_batch_size: 2, log_every: 1}",
 ]
-EASY = ["certainty={min_margin: 0, min_probability: 0.5, min_votes: 1}", "pair.min_rank_gap=0"]
 
 
 def human_pairs(folder: Path, directions: tuple[str, ...]) -> list[str]:
@@ -193,7 +191,6 @@ def test_realdpo_three_losers_share_a_real_winner_and_no_judge_decides(finished)
 def test_densedpo_signs_follow_the_segments_of_guided_pairs(finished):
     run = finished(
         "densedpo", "sample.guided.num_anchors=4", "sample.sampling.num_steps=4", "update.lora.rank=4",
-        *EASY,
     )  # fmt: skip
     assert run.pairs and {p["source"] for p in run.pairs} == {"guided"}
     takes = {t["take_id"]: t for t in run.table("sample", "takes")}
@@ -209,14 +206,16 @@ def test_densedpo_signs_follow_the_segments_of_guided_pairs(finished):
         for sign, segment in zip(p["signs"], segments, strict=True):
             v = said[frozenset((p["winner_id"], p["loser_id"])), segment]
             score = v["score"] if v["first_id"] == p["winner_id"] else 1 - v["score"]
-            assert sign == (0 if v["mode"] == "tie" else np.sign(score - 0.5))
+            sure = v["mode"] != "tie" and v["certainty"] >= 0.75  # both orders say the same
+            assert sign == (np.sign(score - 0.5) if sure else 0)
+    assert any(len(set(p["signs"])) > 1 for p in run.pairs)  # a clip's label would make all frames alike
     assert {v["kind"] for v in overall} == {"segment"} and len(overall) == 8
     plain_diffusers_films_alike(run)
 
 
 def test_dual_ipo_best_against_worst_with_both_likelihood_terms_and_a_judge_that_learned(finished):
     run = finished(
-        "dual-ipo", *LEARNS, *EASY, "sample.fresh.num_prompts=3", "label.max_take_pairs_per_prompt=6",
+        "dual-ipo", *LEARNS, "sample.fresh.num_prompts=3", "label.max_take_pairs_per_prompt=6",
         "label.voting.num_ballots=1", "sample.sampling.num_steps=4",
     )  # fmt: skip
     takes = Counter(t["prompt_id"] for t in run.table("sample", "takes"))
@@ -292,7 +291,7 @@ def test_huvidpo_people_decide_and_the_winners_first_frame_is_given(finished, tm
 def test_mixed_all_sources_meet_in_one_update_and_weigh_by_certainty(finished, tmp_path_factory):
     given = human_pairs(tmp_path_factory.mktemp("human") / "clips", tuple(world.DIRECTIONS))
     run = finished(
-        "mixed", *LEARNS, *EASY, *given, "sample.fresh={num_prompts: 4, takes_per_prompt: 4}",
+        "mixed", *LEARNS, *given, "sample.fresh={num_prompts: 4, takes_per_prompt: 4}",
         "sample.guided.num_anchors=4", "sample.sampling.num_steps=4", "label.voting.num_ballots=1",
         "update.held_out_share=0",
     )  # fmt: skip
