@@ -61,7 +61,6 @@ TINY = [
     "update.pairs_per_step=2",
     "update.anchors_per_step=1",
     "update.micro_batches=1",
-    "update.activation_checkpointing=false",
     "update.dtype=float32",
     "evaluate={num_seeds: 2, num_judged: 1, num_ballots: 1}",
     "gate={num_seeds: 1, num_ballots: 1}",
