@@ -72,6 +72,10 @@ class DataConfig(Section):
     num_anchors: Annotated[int, Field(ge=4)] | PartSizes | None = None
     # further prompts, for training alone: a text file, one a line, or "embedded": that world's captions
     prompts: str | None = None
+    # clips that people compared, in pairs: a .csv or .parquet in the format of VideoGen-RewardBench
+    human_pairs: str | None = None
+    # only anchors, prompts and human pairs of these categories; none = all
+    categories: Annotated[list[str], Field(min_length=1)] | None = None
     clip: ClipConfig = ClipConfig()
     segment_seconds: float = Field(0.5, gt=0)
     split: SplitConfig = SplitConfig()
@@ -128,6 +132,7 @@ class SourcesConfig(Section):
     fresh: SourceConfig = SourceConfig()
     guided: SourceConfig = SourceConfig()
     real: SourceConfig = SourceConfig()
+    human: SourceConfig = SourceConfig()  # data.human_pairs
 
 
 class PairConfig(Section):
@@ -137,9 +142,11 @@ class PairConfig(Section):
     strategy: Literal["best_worst", "ranked", "all"] = "best_worst"
     num_ranked: int = Field(2, ge=1)
     min_rank_gap: Fraction = 0.3  # of the mean scores, for "ranked"
-    # certain: the judge must be sure that the anchor beats the take; unless_contradicted: a real clip wins
-    # (RealDPO's rule), save where the judge is sure of the contrary
-    real_wins: Literal["certain", "unless_contradicted"] = "certain"
+    # certain: the judge must be sure that the anchor beats the take; unless_contradicted: a real clip wins,
+    # save where the judge is sure of the contrary; always: it wins, and no judge is asked (RealDPO)
+    real_wins: Literal["certain", "unless_contradicted", "always"] = "certain"
+    # certainty: a source's weight times what the pair's certainty is worth (loop/steps/preference.py)
+    weights: Literal["equal", "certainty"] = "equal"
     control: Literal["none", "random_labels"] = "none"  # random_labels: every pair's sign by coin
 
 
@@ -194,8 +201,14 @@ class CampaignConfig(Section):
         return self
 
     def part(self, keys: tuple[str, ...]) -> dict[str, Any]:
-        """The named top-level sections as plain JSON data: what a stage's fingerprint covers."""
-        return self.model_dump(mode="json", include=set(keys))
+        """The named sections, or single keys of one ("pair.real_wins"), as plain JSON data.
+
+        It is what a stage's fingerprint covers.
+        """
+        include: dict[str, Any] = {}
+        for section, _, key in (name.partition(".") for name in keys):
+            include[section] = {key} if key else True
+        return self.model_dump(mode="json", include=include)
 
 
 def changed_keys(old: Any, new: Any, at: str = "") -> list[str]:

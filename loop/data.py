@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from generator.clips import read_conformed
 from loop.config import PARTS, ClipConfig, DataConfig
 from loop.errors import UserError
+from loop.human_pairs import HumanPair, read_human_pairs
 from loop.metadata import Row, Skip, read_metadata
 from loop.splits import assign_parts
 
@@ -21,8 +23,11 @@ __all__ = [
     "Row",
     "Skip",
     "assign_parts",
+    "check_categories",
     "check_videos",
     "load_anchors",
+    "load_human_pairs",
+    "prompt_id_of",
     "read_metadata",
     "read_prompts",
 ]
@@ -50,11 +55,15 @@ class Prompt:
     part: str
 
 
-def load_anchors(data: DataConfig, scratch: Path, seed: int) -> tuple[list[Anchor], list[Skip]]:
+def load_anchors(
+    data: DataConfig, scratch: Path, seed: int, other_categories: Collection[str] = ()
+) -> tuple[list[Anchor], list[Skip]]:
     """The anchors that the configuration names, with their parts, in the order of metadata.csv.
 
     The embedded world's are written into `scratch` first. Every video is decoded once, so that one which
-    cannot be used is a Skip here and no failure later. Raises UserError as read_metadata and assign_parts do.
+    cannot be used is a Skip here and no failure later. `other_categories` are those that `data.categories`
+    may name though no anchor is of them. Raises UserError as read_metadata and assign_parts do, and for an
+    unknown category.
     """
     folder = Path(data.anchors).expanduser()
     if data.anchors == "embedded":
@@ -66,9 +75,20 @@ def load_anchors(data: DataConfig, scratch: Path, seed: int) -> tuple[list[Ancho
             folder, 2 if num is None else spread(num if isinstance(num, int) else num.model_dump()), seed
         )
     rows, skips = read_metadata(folder)
+    left_out: list[Skip] = []
+    if data.categories is not None:
+        check_categories(data.categories, {r.category for r in rows} | set(other_categories))
+        left_out = [
+            Skip(r.file_name, f"line {r.line}: category {r.category!r} is not in data.categories")
+            for r in rows
+            if r.category not in data.categories
+        ]
+        rows = [r for r in rows if r.category in data.categories]
     rows, unusable = check_videos(folder, rows, data.clip)
     skips += unusable
-    parts = assign_parts(rows, data.split, seed, skips)
+    parts = assign_parts(rows, data.split, seed, [*skips, *left_out])
+    if left_out:  # as wanted: one line, not one a clip
+        skips.append(Skip("metadata.csv", f"{len(left_out)} clips of categories not in data.categories"))
     skips += [Skip(r.file_name, "not listed in data.split") for r in rows if r.file_name not in parts]
     anchors = [
         Anchor(
@@ -101,20 +121,65 @@ def check_videos(folder: str | Path, rows: Sequence[Row], clip: ClipConfig) -> t
     return good, skips
 
 
-def read_prompts(anchors: Sequence[Anchor], further: str | None = None) -> list[Prompt]:
+def load_human_pairs(data: DataConfig) -> tuple[list[HumanPair], list[Skip], set[str]]:
+    """The pairs of `data.human_pairs`, those of other categories left out, and all categories in the file.
+
+    The Skips say which pairs lack a video file, and how many are of other categories. Raises UserError as
+    read_human_pairs does.
+    """
+    if data.human_pairs is None:
+        return [], [], set()
+    file = Path(data.human_pairs).expanduser()
+    pairs = read_human_pairs(file, needs_category=data.categories is not None)
+    categories = {p.category for p in pairs}
+    kept, skips = [], []
+    for pair in pairs:
+        missing = [path for path in (pair.path_a, pair.path_b) if not (file.parent / path).is_file()]
+        if data.categories is not None and pair.category not in data.categories:
+            continue
+        if missing:
+            skips.append(Skip(missing[0], f"{pair.where}: no such video file"))
+        else:
+            kept.append(pair)
+    left_out = len(pairs) - len(kept) - len(skips)
+    if left_out:
+        skips.append(Skip(file.name, f"{left_out} pairs of categories not in data.categories"))
+    return kept, skips, categories
+
+
+def check_categories(wanted: Sequence[str], known: Collection[str]) -> None:
+    """Raises UserError for a category that nothing is of, naming the nearest that there is."""
+    names = sorted(set(known) - {""})
+    for name in wanted:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names) or 'none'}"
+            raise UserError(
+                f"data.categories: {name!r} is the category of no clip; {hint} (see column category)"
+            )
+
+
+def read_prompts(
+    anchors: Sequence[Anchor], further: str | None = None, categories: Sequence[str] | None = None
+) -> list[Prompt]:
     """One Prompt per distinct caption, with the caption's part, then those that `data.prompts` names.
 
     `further` is a text file, one prompt a line, or "embedded". Its prompts join training, unless they are
     captions, which keep their part. Blank lines and lines that start with # are left out. Raises UserError if
-    the file cannot be read.
+    the file cannot be read, or if there are `categories` to choose: a line of text says none.
     """
+    if further is not None and categories is not None:
+        raise UserError(
+            "data.prompts: prompts from a file have no category, by which data.categories chooses; "
+            "leave one of the two keys out"
+        )
     prompts: dict[str, Prompt] = {}
     for anchor in anchors:
-        prompt = Prompt(_prompt_id(anchor.caption), anchor.caption, anchor.category, anchor.part)
+        prompt = Prompt(prompt_id_of(anchor.caption), anchor.caption, anchor.category, anchor.part)
         known = prompts.setdefault(anchor.caption, prompt)
         assert known.part == anchor.part, f"caption in two parts: {anchor.caption!r}"
     for text in _further_prompts(further) if further is not None else []:
-        prompts.setdefault(text, Prompt(_prompt_id(text), text, "", "train"))
+        prompts.setdefault(text, Prompt(prompt_id_of(text), text, "", "train"))
     return list(prompts.values())
 
 
@@ -137,5 +202,5 @@ def _anchor_id(file_name: str) -> str:
     return f"{stem}-{hashlib.sha256(file_name.encode()).hexdigest()[:8]}"
 
 
-def _prompt_id(text: str) -> str:
+def prompt_id_of(text: str) -> str:
     return f"prompt-{hashlib.sha256(text.encode()).hexdigest()[:10]}"

@@ -6,7 +6,7 @@ Columns: file_name and caption; optional source (cuts of one video share it), pa
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +51,10 @@ def read_metadata(folder: str | Path) -> tuple[list[Row], list[Skip]]:
         raise UserError(
             f"{table}: no such file; list the clips there under the columns {','.join(_REQUIRED)}"
         )
-    rows = [_row(table, line, values) for line, values in _lines(table)]
+    rows = [
+        _row(table, line, values)
+        for line, values in read_lines(table, lambda columns: _check_columns(table, columns))
+    ]
     if not rows:
         raise UserError(f"{table}: no rows; list one clip a line under the columns {','.join(_REQUIRED)}")
     lines: dict[str, int] = {}
@@ -72,19 +75,25 @@ def read_metadata(folder: str | Path) -> tuple[list[Row], list[Skip]]:
     return there, skips
 
 
-def _lines(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line number, value by column) of every row that is not blank."""
+def read_lines(table: Path, check: Callable[[Sequence[str]], None]) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line number, value by column) of every row of a CSV file that is not blank; `check` sees its columns.
+
+    Raises UserError naming the line for what is no CSV, a column that is there twice, or unquoted commas.
+    """
     try:
         with open(table, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, restkey="", restval="", skipinitialspace=True, strict=True)
             columns = [(name or "").strip() for name in reader.fieldnames or []]
-            _check_columns(table, columns)
+            check(columns)
+            for name in columns:
+                if columns.count(name) > 1:
+                    raise UserError(f"{table}, line 1: column {name!r} is there twice; remove or rename one")
             reader.fieldnames = columns
             for values in reader:
                 if values.get(""):
                     raise UserError(
                         f"{table}, line {reader.line_num}: more values than columns; "
-                        'put a caption with commas between double quotes: "like, this"'
+                        'put a text with commas between double quotes: "like, this"'
                     )
                 yield reader.line_num, {name: str(values[name]).strip() for name in columns if name}
     except csv.Error as error:
@@ -95,14 +104,11 @@ def _lines(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
         raise UserError(f"{table}: cannot read it ({error}); save it as UTF-8 text") from None
 
 
-def _check_columns(table: Path, columns: list[str]) -> None:
+def _check_columns(table: Path, columns: Sequence[str]) -> None:
     known = (*_REQUIRED, *_OPTIONAL)
     for name in _REQUIRED:
         if name not in columns:
             raise UserError(f"{table}, line 1: no column {name!r}; the columns are {', '.join(known)}")
-    for name in columns:
-        if columns.count(name) > 1:
-            raise UserError(f"{table}, line 1: column {name!r} is there twice; remove or rename one")
 
 
 def _row(table: Path, line: int, values: Mapping[str, str]) -> Row:

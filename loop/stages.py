@@ -40,7 +40,7 @@ class StageContext:
 
 @dataclass(frozen=True)
 class Stage:
-    """`config` names the top-level sections that change the result; `inputs` ending in "?" may be absent."""
+    """`config` names the sections or keys that change the result; `inputs` ending in "?" may be absent."""
 
     function: str | Callable[[StageContext], None]  # "package.module:function", imported when the stage runs
     inputs: tuple[str, ...]
@@ -74,7 +74,7 @@ STAGES: dict[str, Stage] = {
         config=("generator", "sample")),
     "label": Stage("loop.steps.label:run",
         inputs=("prepare", "sample", "judge_gate", "judge?"),
-        config=("judge", "label")),
+        config=("judge", "label", "pair.real_wins")),
     "pair": Stage("loop.steps.pair:run",
         inputs=("prepare", "sample", "label"),
         config=("pair", "certainty")),

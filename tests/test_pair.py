@@ -5,18 +5,21 @@ from collections import Counter
 import pytest
 
 from loop.config import CampaignConfig
+from loop.steps.given_pairs import Given
 from loop.steps.pair import make_preferences
+from loop.steps.preference import worth_of
 
 LATENT_SEGMENTS = [0, 0, 1, 2, 3]
 
 
-def config(**pair) -> CampaignConfig:
+def config(against_real: int = 1, **pair) -> CampaignConfig:
     return CampaignConfig.model_validate(
         {
             "name": "test",
             "generator": {"model": "embedded:tiny-wan"},
             "judge": {"model": "embedded:tiny-judge"},
             "certainty": {"min_margin": 0.5, "min_votes": 2},
+            "label": {"against_real": against_real},
             "pair": pair,
         }
     )
@@ -57,10 +60,22 @@ def verdict(
     }
 
 
-def make(verdicts, takes, **pair):
+def make(verdicts, takes, given=None, **settings):
     return make_preferences(
-        verdicts, {t["take_id"]: t for t in takes}, LATENT_SEGMENTS, config(**pair), seed=1
+        verdicts, {t["take_id"]: t for t in takes}, LATENT_SEGMENTS, config(**settings), 1, given
     )
+
+
+def anchor(name, caption, part="train", sha256="") -> dict:
+    return {"anchor_id": name, "caption": caption, "part": part, "sha256": sha256 or name}
+
+
+def human(name, label="A", prompt="a dog runs", sha256=("", "")) -> dict:
+    return {
+        "pair_id": name, "prompt_id": f"prompt of {prompt}", "prompt": prompt, "label": label,
+        "clip_A": f"{name}A", "clip_B": f"{name}B",
+        "sha256_A": sha256[0] or f"{name}A", "sha256_B": sha256[1] or f"{name}B",
+    }  # fmt: skip
 
 
 def test_fresh_best_against_worst_and_counts():
@@ -170,6 +185,109 @@ def test_random_labels_flip_about_half_and_stay_seeded():
     assert {frozenset((p.winner_id, p.loser_id)) for p in control} == {
         frozenset((p.winner_id, p.loser_id)) for p in honest
     }
+
+
+def test_always_every_take_of_a_prompt_loses_against_one_anchor():
+    takes = [*(take(f"a{i}", "pa") for i in range(4)), take("b0", "pb"), take("c0", "pc")]
+    takes += [take("g0", "pa", kind="guided", anchor="x1"), take("g1", "pa", kind="guided", anchor="x1")]
+    anchors = [anchor(f"x{i}", "text of pa") for i in range(5)]
+    anchors.append(anchor("y", "text of pb", part="report"))  # not to be trained on
+    found, drops = make([], takes, Given(3, anchors), real_wins="always", against_real=3)
+    assert [p.loser_id for p in found] == ["a0", "a1", "a2"] and not drops
+    assert len({p.winner_id for p in found}) == 1 and found[0].winner_id in {f"x{i}" for i in range(5)}
+    assert {(p.source, p.weight, p.certainty, p.question_id) for p in found} == {("real", 1.0, 1.0, None)}
+    rounds = [make([], takes, Given(k, anchors), real_wins="always")[0][0].winner_id for k in range(1, 6)]
+    assert sorted(rounds) == [f"x{i}" for i in range(5)]  # each round has another, until all have won
+    assert make([], takes, Given(3, anchors), real_wins="certain", against_real=3)[0] == []
+
+
+def test_always_the_winner_is_the_anchor_that_a_take_began_with():
+    takes = [take(f"a{i}", "pa", anchor="x2") for i in range(2)]
+    anchors = [anchor(f"x{i}", "text of pa") for i in range(5)]
+    for k in range(1, 6):
+        found, _ = make([], takes, Given(k, anchors), real_wins="always", against_real=2)
+        assert {p.winner_id for p in found} == {"x2"}
+
+
+@pytest.mark.parametrize(
+    ("certainty", "calibrated", "supports", "worth"),
+    [
+        (0.5, True, 1, 0.0),  # a coin
+        (0.75, True, 1, 0.5),
+        (1.0, True, 1, 1.0),
+        (0.75, False, 1, 0.75),  # a margin
+        (0.9, True, -1, 0.0),  # for the other clip
+        (0.0, False, 0, 0.0),
+    ],
+)
+def test_what_a_certainty_is_worth(certainty, calibrated, supports, worth):
+    assert worth_of(certainty, calibrated, supports) == pytest.approx(worth)
+
+
+def test_weights_by_certainty_of_every_source():
+    takes = [take(n) for n in "abcdef"]
+    takes += [take("g0", kind="guided", anchor="x"), take("g1", kind="guided", anchor="x")]
+    verdicts = [
+        verdict("a", "b", 0.9),  # margin 0.8
+        verdict("c", "d", 0.9, certainty=0.85, calibrated="take_take"),  # 2 · 0.85 − 1 = 0.7
+        verdict("g0", "g1", 1.0, "segment", 0),
+        verdict("g0", "g1", 0.8, "segment", 1),  # (1 + 0.6) / 2 = 0.8, times the source's ½
+        verdict("e", "anchor", 0.1, "take_real"),  # 0.8
+        verdict("f", "anchor", 0.5, "take_real"),  # a tie that the rule decides, but it is worth nothing
+    ]
+    settings = {"strategy": "all", "real_wins": "unless_contradicted", "sources": {"guided": {"weight": 0.5}}}
+    given = Given(1, human=[human("h")])
+    equal, drops = make(verdicts, takes, given, **settings)
+    assert [p.weight for p in equal] == [1, 1, 0.5, 1, 1, 1] and not drops
+    found, drops = make(verdicts, takes, given, weights="certainty", **settings)
+    weights = {p.winner_id + p.loser_id: p.weight for p in found}
+    assert weights == pytest.approx({"ab": 0.8, "cd": 0.7, "g0g1": 0.4, "anchore": 0.8, "hAhB": 1.0})
+    assert drops == Counter({("real", "worth_nothing"): 1})
+    assert [p.certainty for p in found] == [p.certainty for p in equal if p.loser_id != "f"]
+
+
+def test_a_rank_gap_is_worth_itself():
+    takes = [take(n) for n in "ab"]
+    verdicts = [verdict("a", "b", 0.9, certainty=0.95, calibrated="take_take")]
+    [found], _ = make(verdicts, takes, strategy="ranked", num_ranked=1, weights="certainty")
+    assert found.weight == pytest.approx(0.8)  # 0.9 − 0.1, whatever the verdict's own certainty
+
+
+def test_people_decide_with_certainty_and_ties_and_leaks_are_counted():
+    rows = [
+        human("one"),
+        human("two", "B"),
+        human("tie", "same"),
+        human("held", prompt="A  Cat sits"),  # as the report part has it, but for case and spaces
+        human("same file", prompt="other words", sha256=("", "held clip")),
+    ]
+    prompts = [{"text": "a cat sits", "part": "report"}, {"text": "a dog runs", "part": "train"}]
+    anchors = [anchor("x", "a cat sits", "report", sha256="held clip")]
+    found, drops = make([], [], Given(1, anchors, prompts, rows))
+    assert [(p.source, p.winner_id, p.loser_id) for p in found] == [
+        ("human", "oneA", "oneB"),
+        ("human", "twoB", "twoA"),
+    ]
+    assert all((p.certainty, p.weight, p.signs) == (1.0, 1.0, [1] * 5) for p in found)
+    assert drops == Counter(
+        {("human", "tie"): 1, ("human", "leaks_a_held_out_prompt"): 1, ("human", "leaks_a_held_out_clip"): 1}
+    )
+
+
+def test_a_limit_on_peoples_pairs_gives_every_round_its_own():
+    rows = [human(f"h{i}") for i in range(6)]
+    seen = []
+    for k in (1, 2, 3):
+        found, drops = make([], [], Given(k, human=rows), sources={"human": {"max": 2}})
+        assert len(found) == 2 and drops == Counter({("human", "over_the_source_limit"): 4})
+        seen += [p.winner_id for p in found]
+    assert sorted(seen) == [f"h{i}A" for i in range(6)]
+
+
+def test_random_labels_flip_peoples_pairs_too():
+    rows = [human(f"h{i}") for i in range(100)]
+    found, _ = make([], [], Given(1, human=rows), control="random_labels")
+    assert 20 < sum(p.winner_id.endswith("B") for p in found) < 80
 
 
 @pytest.mark.parametrize("key", ["min_certainty", "stategy"])

@@ -50,13 +50,23 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def clip_paths(ctx: StageContext, *artefacts: str) -> dict[str, Path]:
-    """File of every anchor and take by id, over the named input artefacts."""
+    """File of every anchor, take and clip of a human pair by id, over the named input artefacts."""
     paths: dict[str, Path] = {}
     for name in artefacts:
         folder = ctx.inputs[name]
+        if name == "prepare":
+            paths |= {
+                row[f"clip_{s}"]: folder / row[f"file_{s}"] for row in human_pairs(folder) for s in "AB"
+            }
         table, key = ("anchors.parquet", "anchor_id") if name == "prepare" else ("takes.parquet", "take_id")
         paths |= {row[key]: folder / row["file"] for row in read_table(folder / table)}
     return paths
+
+
+def human_pairs(prepared: Path) -> list[dict[str, Any]]:
+    """The rows of human_pairs.parquet, which prepare writes where data.human_pairs is set."""
+    table = prepared / "human_pairs.parquet"
+    return read_table(table) if table.exists() else []
 
 
 def verdicts_of(rows: list[dict[str, Any]]) -> dict[str, Verdict]:

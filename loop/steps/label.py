@@ -37,6 +37,7 @@ def run(ctx: StageContext) -> None:
 def plan_questions(ctx: StageContext, round_number: int) -> list[Question]:
     """Fresh takes against each other and against an anchor of their caption; guided pairs segment by segment.
 
+    Where real clips always win (`pair.real_wins`), no question is asked about them.
     The same questions with the same ids whenever it is called for a round and its sample artefact.
     """
     takes = read_table(ctx.inputs["sample"] / "takes.parquet")
@@ -68,7 +69,8 @@ def plan_questions(ctx: StageContext, round_number: int) -> list[Question]:
         for one, other in list(combinations(prompt_takes, 2))[: settings.max_take_pairs_per_prompt]:
             add("take_take", one["take_id"], other["take_id"], one)
         real = by_caption[prompt_takes[0]["prompt"]]
-        for take in prompt_takes[: settings.against_real] if real else []:
+        asks_about_real = real and ctx.config.pair.real_wins != "always"
+        for take in prompt_takes[: settings.against_real] if asks_about_real else []:
             # a take that begins with an anchor's first frame is compared with that anchor
             [anchor] = draw(real, 1, round_number, ctx.config.seed, f"real {take['take_id']}")
             add("take_real", take["take_id"], take["anchor_id"] or anchor["anchor_id"], take)

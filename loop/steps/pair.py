@@ -5,52 +5,18 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 
 from loop.config import CampaignConfig
 from loop.stages import StageContext, derive_seed
 from loop.steps.common import read_table, verdicts_of, write_json, write_table
+from loop.steps.given_pairs import Given, human_preferences, real_winners
+from loop.steps.preference import DROPS, PAIRS, Preference, worth_of
 from reward.certainty import why_not_confident
 from reward.config import CertaintyConfig
-
-PAIRS = pa.schema(
-    [
-        ("pair_id", pa.string()),
-        ("source", pa.string()),
-        ("prompt_id", pa.string()),
-        ("prompt", pa.string()),
-        ("winner_id", pa.string()),
-        ("loser_id", pa.string()),
-        ("signs", pa.list_(pa.int8())),
-        ("weight", pa.float64()),
-        ("certainty", pa.float64()),
-        ("question_id", pa.string()),
-    ]
-)
-DROPS = pa.schema([("source", pa.string()), ("reason", pa.string()), ("count", pa.int64())])
-
-
-@dataclass(frozen=True)
-class Preference:
-    """One training row: which clip wins, by latent frame (+1 winner better, 0 tie, −1 loser better)."""
-
-    source: str
-    prompt_id: str
-    prompt: str
-    winner_id: str
-    loser_id: str
-    signs: list[int]
-    weight: float
-    certainty: float
-    question_id: str
-
-    @property
-    def pair_id(self) -> str:
-        return f"{self.source}-{self.winner_id}-over-{self.loser_id}"
 
 
 def run(ctx: StageContext) -> None:
@@ -69,7 +35,9 @@ def write_preferences(
 ) -> None:
     """pairs.parquet, drops.parquet and metrics.json of a round."""
     latent_segments = json.loads((ctx.inputs["prepare"] / "clip.json").read_text())["latent_segments"]
-    preferences, drops = make_preferences(verdicts, takes, latent_segments, ctx.config, ctx.seed)
+    preferences, drops = make_preferences(
+        verdicts, takes, latent_segments, ctx.config, ctx.seed, Given.read(ctx)
+    )
     rows = [{**vars(p), "pair_id": p.pair_id} for p in preferences]
     write_table(ctx.out / "pairs.parquet", rows, PAIRS)
     counted = [{"source": s, "reason": r, "count": n} for (s, r), n in sorted(drops.items())]
@@ -84,23 +52,33 @@ def make_preferences(
     latent_segments: list[int],
     config: CampaignConfig,
     seed: int,
+    given: Given | None = None,
 ) -> tuple[list[Preference], Counter[tuple[str, str]]]:
-    """All preferences of a round, and how many were dropped by (source, reason)."""
+    """All preferences of a round, and how many were dropped by (source, reason).
+
+    A pair's weight is that of its source, times what its certainty is worth where `pair.weights` says so.
+    """
     drops: Counter[tuple[str, str]] = Counter()
+    given = given or Given()
     found = [
         *_fresh(verdicts, takes, len(latent_segments), config, drops),
         *_guided(verdicts, takes, latent_segments, config, drops),
         *_real(verdicts, takes, len(latent_segments), config, drops),
+        *real_winners(takes, given, len(latent_segments), config),
+        *human_preferences(given, len(latent_segments), config, drops),
     ]
     kept: list[Preference] = []
-    for source in ("fresh", "guided", "real"):
+    for source in ("fresh", "guided", "real", "human"):
         settings = getattr(config.pair.sources, source)
         rows = sorted((p for p in found if p.source == source), key=lambda p: (-p.certainty, p.pair_id))
         most = len(rows) if settings.max is None else settings.max
         drops[source, "over_the_source_limit"] += len(rows[most:])
-        kept += [replace(p, weight=p.weight * settings.weight) for p in rows[:most] if settings.weight > 0]
-        if settings.weight == 0:
-            drops[source, "source_switched_off"] += len(rows[:most])
+        for p in rows[:most]:
+            weight = settings.weight * (p.worth if config.pair.weights == "certainty" else 1.0)
+            if weight > 0:
+                kept.append(replace(p, weight=weight))
+            else:
+                drops[source, "source_switched_off" if settings.weight == 0 else "worth_nothing"] += 1
     if config.pair.control == "random_labels":
         kept = _random_labels(kept, seed)
     return kept, +drops
@@ -168,7 +146,9 @@ def _ranked(
             else:
                 take = takes[winner]
                 question = verdict["question_id"] if verdict else asked[0]["question_id"]
-                yield _whole_clip("fresh", take, winner, loser, num_latents, gap, question)
+                yield _whole_clip(
+                    "fresh", take, winner, loser, num_latents, gap, question, worth_of(gap, False)
+                )
 
 
 def _guided(
@@ -180,7 +160,7 @@ def _guided(
         if v["kind"] == "segment":
             by_pair[min(v["first_id"], v["second_id"]), max(v["first_id"], v["second_id"])].append(v)
     for (one, other), asked in by_pair.items():
-        signs_of, certainties = {}, []
+        signs_of, certainties, worths = {}, [], []
         for v in asked:
             reason = _why_not(v, config.certainty)
             if reason:
@@ -188,6 +168,7 @@ def _guided(
             else:
                 signs_of[v["segment"]] = (1 if v["score"] > 0.5 else -1) * (1 if v["first_id"] == one else -1)
                 certainties.append(v["certainty"])
+                worths.append(_worth(v))
         signs = [signs_of.get(s, 0) for s in latent_segments]
         share = sum(s != 0 for s in signs) / len(signs)
         if share <= config.pair.min_signed_share:
@@ -198,7 +179,7 @@ def _guided(
         yield Preference(
             "guided", take["prompt_id"], take["prompt"], winner, loser,
             [s if winner == one else -s for s in signs], 1.0, float(np.mean(certainties)),
-            asked[0]["question_id"],
+            asked[0]["question_id"], float(np.mean(worths)),
         )  # fmt: skip
 
 
@@ -209,6 +190,7 @@ def _real(
     for v in verdicts:
         if v["kind"] != "take_real":
             continue
+        assert config.pair.real_wins != "always", "then no such question is asked"
         first_is_take = v["first_id"] in takes
         ids = v["first_id"], v["second_id"]
         take_id, anchor_id = ids if first_is_take else ids[::-1]
@@ -220,24 +202,39 @@ def _real(
         if reason:
             drops["real", reason] += 1
         else:
-            yield _whole_clip(
-                "real", takes[take_id], anchor_id, take_id, num_latents, v["certainty"], v["question_id"]
+            supports: Literal[-1, 0, 1] = (
+                0 if v["score"] == 0.5 else -1 if (v["score"] > 0.5) == first_is_take else 1
             )
+            yield _whole_clip(
+                "real", takes[take_id], anchor_id, take_id, num_latents, v["certainty"], v["question_id"],
+                _worth(v, supports),
+            )  # fmt: skip
 
 
 def _of_verdict(source: str, v: dict, take: dict, num_latents: int) -> Preference:
     """The preference that one verdict states, with its certainty."""
     winner, loser = (v["first_id"], v["second_id"]) if v["score"] > 0.5 else (v["second_id"], v["first_id"])
-    return _whole_clip(source, take, winner, loser, num_latents, v["certainty"], v["question_id"])
+    return _whole_clip(source, take, winner, loser, num_latents, v["certainty"], v["question_id"], _worth(v))
 
 
 def _whole_clip(
-    source: str, take: dict, winner: str, loser: str, num_latents: int, certainty: float, question_id: str
+    source: str,
+    take: dict,
+    winner: str,
+    loser: str,
+    num_latents: int,
+    certainty: float,
+    question_id: str,
+    worth: float,
 ) -> Preference:
     signs = [1] * num_latents
     return Preference(
-        source, take["prompt_id"], take["prompt"], winner, loser, signs, 1.0, certainty, question_id
+        source, take["prompt_id"], take["prompt"], winner, loser, signs, 1.0, certainty, question_id, worth
     )
+
+
+def _worth(v: dict, supports: Literal[-1, 0, 1] = 1) -> float:
+    return worth_of(v["certainty"], v["calibrated_for"] is not None, supports)
 
 
 def _why_not(row: dict, limits: CertaintyConfig) -> str | None:
@@ -247,7 +244,7 @@ def _why_not(row: dict, limits: CertaintyConfig) -> str | None:
 
 
 def _random_labels(rows: list[Preference], seed: int) -> list[Preference]:
-    """The control arm: every pair's sign by coin, real pairs included."""
+    """The control arm: every pair's sign by coin, those of real clips and people included."""
     coins = np.random.default_rng(derive_seed(seed, "random labels")).integers(2, size=len(rows))
     return [
         replace(p, winner_id=p.loser_id, loser_id=p.winner_id) if coin else p

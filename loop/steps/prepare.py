@@ -1,14 +1,20 @@
-"""prepare: anchors become stored clips with a split part, captions become prompts."""
+"""prepare: anchors become stored clips with a split part, captions prompts, people's pairs stored clips."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from pathlib import Path
 
 import pyarrow as pa
 
 from generator.clips import read_conformed
+from generator.models.base import VideoModel
 from generator.road import store_real
-from loop.data import load_anchors, read_prompts
+from loop.config import ClipConfig
+from loop.data import load_anchors, load_human_pairs, prompt_id_of, read_prompts
+from loop.human_pairs import HumanPair, clip_id_of
+from loop.metadata import Skip
 from loop.stages import StageContext
 from loop.steps.common import load_generator, write_json, write_table
 
@@ -16,12 +22,24 @@ ANCHORS = pa.schema(
     [(n, pa.string()) for n in ("anchor_id", "file", "caption", "source", "category", "part", "sha256")]
 )
 PROMPTS = pa.schema([(n, pa.string()) for n in ("prompt_id", "text", "category", "part")])
+HUMAN_PAIRS = pa.schema(
+    [
+        (n, pa.string())
+        for n in (
+            "pair_id", "prompt_id", "prompt", "category", "label", "clip_A", "clip_B", "file_A", "file_B",
+            "sha256_A", "sha256_B",
+        )
+    ]
+)  # fmt: skip
 
 
 def run(ctx: StageContext) -> None:
     data = ctx.config.data
     clip = data.clip
-    anchors, skips = load_anchors(data, ctx.scratch / "anchors", ctx.config.seed)
+    compared, unusable, categories = load_human_pairs(data)
+    anchors, skips = load_anchors(data, ctx.scratch / "anchors", ctx.config.seed, categories)
+    prompts = read_prompts(anchors, data.prompts, data.categories)
+    skips += unusable
     for skip in skips:
         ctx.log.warning("skipped %s: %s", skip.file, skip.reason)
     model = load_generator(ctx, None)
@@ -32,15 +50,7 @@ def run(ctx: StageContext) -> None:
     for anchor in anchors:
         file = f"clips/{anchor.id}.mp4"
         if not (ctx.out / file).exists():
-            frames = read_conformed(
-                anchor.path,
-                num_frames=clip.num_frames,
-                height=clip.height,
-                width=clip.width,
-                target_fps=clip.fps,
-            )
-            store_real(model, frames, ctx.out / file, clip.fps)
-        digest = hashlib.sha256((ctx.out / file).read_bytes()).hexdigest()
+            _store(model, clip, anchor.path, ctx.out / file)
         rows.append(
             {
                 "anchor_id": anchor.id,
@@ -49,17 +59,18 @@ def run(ctx: StageContext) -> None:
                 "source": anchor.source,
                 "category": anchor.category,
                 "part": anchor.part,
-                "sha256": digest,
+                "sha256": _digest(ctx.out / file),
             }
         )
         ctx.progress.advance()
     write_table(ctx.out / "anchors.parquet", rows, ANCHORS)
-    prompts = read_prompts(anchors, data.prompts)
     write_table(
         ctx.out / "prompts.parquet",
         [{"prompt_id": p.id, "text": p.text, "category": p.category, "part": p.part} for p in prompts],
         PROMPTS,
     )
+    if data.human_pairs is not None:
+        skips += _store_human_pairs(ctx, model, compared, Path(data.human_pairs).expanduser().parent)
     frames_per_segment = max(1, round(data.segment_seconds * clip.fps))
     write_json(
         ctx.out / "clip.json",
@@ -69,3 +80,58 @@ def run(ctx: StageContext) -> None:
         },
     )
     write_json(ctx.out / "skips.json", [{"file": s.file, "reason": s.reason} for s in skips])
+
+
+def _store_human_pairs(
+    ctx: StageContext, model: VideoModel, pairs: Sequence[HumanPair], folder: Path
+) -> list[Skip]:
+    """Stores both clips of every pair by the anchors' road, and human_pairs.parquet.
+
+    Returns a Skip for each pair of which a clip cannot be used.
+    """
+    (ctx.out / "human").mkdir(exist_ok=True)
+    paths = sorted({path for pair in pairs for path in (pair.path_a, pair.path_b)})
+    ctx.progress.start(len(paths), "clips that people compared")
+    stored: dict[str, str] = {}
+    faults: dict[str, str] = {}
+    for path in paths:
+        file = f"human/{clip_id_of(path)}.mp4"
+        try:
+            if not (ctx.out / file).exists():
+                _store(model, ctx.config.data.clip, folder / path, ctx.out / file)
+            stored[path] = file
+        except ValueError as error:
+            # without the folder: an artefact must not depend on where it was made
+            faults[path] = str(error).removeprefix(f"{folder / path}: ")
+        ctx.progress.advance()
+    rows, skips = [], []
+    for pair in pairs:
+        fault = next((path for path in (pair.path_a, pair.path_b) if path in faults), None)
+        if fault is not None:
+            skips.append(Skip(fault, f"{pair.where}: {faults[fault]}"))
+            ctx.log.warning("skipped %s: %s", skips[-1].file, skips[-1].reason)
+            continue
+        row = {
+            "pair_id": pair.id,
+            "prompt_id": prompt_id_of(pair.prompt),
+            "prompt": pair.prompt,
+            "category": pair.category,
+            "label": pair.label,
+        }
+        for side, path in (("A", pair.path_a), ("B", pair.path_b)):
+            row[f"clip_{side}"], row[f"file_{side}"] = clip_id_of(path), stored[path]
+            row[f"sha256_{side}"] = _digest(ctx.out / stored[path])
+        rows.append(row)
+    write_table(ctx.out / "human_pairs.parquet", rows, HUMAN_PAIRS)
+    return skips
+
+
+def _store(model: VideoModel, clip: ClipConfig, source: Path, file: Path) -> None:
+    frames = read_conformed(
+        source, num_frames=clip.num_frames, height=clip.height, width=clip.width, target_fps=clip.fps
+    )
+    store_real(model, frames, file, clip.fps)
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -75,11 +75,7 @@ def _pairs(ctx: StageContext, model: VideoModel, rows: list[dict[str, Any]]) -> 
     for name in names:
         latents[name] = _of_shape(read_latents(model, paths[name]), shape, paths[name])
         ctx.progress.advance()
-    frame_of = {
-        t["take_id"]: paths[t["anchor_id"]] if ctx.config.sample.first_frame else None
-        for t in read_table(ctx.inputs["sample"] / "takes.parquet")
-    }
-    keys = [(r["prompt"], frame_of[r["loser_id"]]) for r in rows]  # a loser is always a take
+    keys = [(r["prompt"], frame) for r, frame in zip(rows, _first_frames(ctx, rows, paths), strict=True)]
     conditions, number = shared_conditions(model, keys, ctx.config.data.clip.num_frames)
     return PairData(
         ids=[r["pair_id"] for r in rows],
@@ -92,6 +88,19 @@ def _pairs(ctx: StageContext, model: VideoModel, rows: list[dict[str, Any]]) -> 
         weights=torch.tensor([r["weight"] for r in rows], dtype=torch.float32),
         winner_ids=[r["winner_id"] for r in rows],
     )
+
+
+def _first_frames(ctx: StageContext, rows: list[dict[str, Any]], paths: dict[str, Path]) -> list[Path | None]:
+    """The clip whose first frame is given with each pair, None for all without sample.first_frame.
+
+    It is the anchor that the pair's takes began with; a pair that people compared has no such anchor, and
+    its winner's own first frame is given with both clips.
+    """
+    if not ctx.config.sample.first_frame:
+        return [None] * len(rows)
+    began = {t["take_id"]: paths[t["anchor_id"]] for t in read_table(ctx.inputs["sample"] / "takes.parquet")}
+    # either side may be an anchor: by coin in the control arm
+    return [began.get(r["loser_id"]) or began.get(r["winner_id"]) or paths[r["winner_id"]] for r in rows]
 
 
 def _anchors(ctx: StageContext, model: VideoModel) -> AnchorData:

@@ -1,0 +1,68 @@
+"""A preference: one row that the update trains on, and what its certainty is worth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pyarrow as pa
+
+PAIRS = pa.schema(
+    [
+        ("pair_id", pa.string()),
+        ("source", pa.string()),
+        ("prompt_id", pa.string()),
+        ("prompt", pa.string()),
+        ("winner_id", pa.string()),
+        ("loser_id", pa.string()),
+        ("signs", pa.list_(pa.int8())),
+        ("weight", pa.float64()),
+        ("certainty", pa.float64()),
+        ("question_id", pa.string()),
+    ]
+)
+DROPS = pa.schema([("source", pa.string()), ("reason", pa.string()), ("count", pa.int64())])
+
+
+@dataclass(frozen=True)
+class Preference:
+    """One training row: which clip wins, by latent frame (+1 winner better, 0 tie, −1 loser better).
+
+    `worth` in [0, 1] is what the pair's certainty is worth as a weight; `question_id` is None where no judge
+    was asked.
+    """
+
+    source: str
+    prompt_id: str
+    prompt: str
+    winner_id: str
+    loser_id: str
+    signs: list[int]
+    weight: float
+    certainty: float
+    question_id: str | None
+    worth: float = 1.0
+
+    @property
+    def pair_id(self) -> str:
+        return f"{self.source}-{self.winner_id}-over-{self.loser_id}"
+
+
+def worth_of(certainty: float, calibrated: bool, supports: Literal[-1, 0, 1] = 1) -> float:
+    """What a verdict's certainty is worth as a pair's weight, in [0, 1].
+
+    Calibrated for its kind of question, the certainty is p = P(the preferred clip is better), and
+
+        worth = 2p − 1    (p = ½, a coin, is worth 0; p = 1 is worth 1)
+
+    which is the expected label E[y], y = ±1: with it the loss's first-order term is the one that labels drawn
+    from p would have on average. Any other certainty is a margin in [0, 1] already, of votes or of mean
+    scores (a rank gap), and is taken as it is. It is no probability, so weights of the two kinds do not share
+    a scale.
+
+    `supports`: 1 where the verdict says what the pair says; 0 (a tie) and −1 (the contrary) are worth 0,
+    which a pair can have that a rule decides (real_wins: unless_contradicted).
+    """
+    if supports < 1:
+        return 0.0
+    return max(0.0, 2 * certainty - 1) if calibrated else certainty
