@@ -71,7 +71,8 @@ GROUPS = (
                 "Drift from the base",
                 "lower",
                 note="mean squared difference of predictions",
-                Metric(
+            ),
+            Metric(
                 "probe_auc_pixels",
                 "Line between real and made, pixels",
                 "",
@@ -87,7 +88,6 @@ GROUPS = (
                 0.5,
                 "near 1 while takes look right: look for a leak",
             ),
-        ),
         ),
         colour=3,
     ),
