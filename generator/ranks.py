@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from generator.config import UpdateConfig
+
 T = TypeVar("T")
 
 
@@ -22,6 +24,16 @@ class Ranks:
     def __init__(self) -> None:
         ready = dist.is_available() and dist.is_initialized()
         self.rank, self.num = (dist.get_rank(), dist.get_world_size()) if ready else (0, 1)
+
+    def check_shares(self, config: UpdateConfig) -> None:
+        """Raises ValueError where a step has too little for every rank to take a part in it."""
+        sizes = {"pairs_per_step": config.needs_pairs, "anchors_per_step": config.real_weight > 0}
+        for key, used in sizes.items():
+            if used and getattr(config, key) < self.num:
+                raise ValueError(
+                    f"update.{key} is {getattr(config, key)}, fewer than the {self.num} processes of this "
+                    f"update; raise it to {self.num} or start fewer"
+                )
 
     def share(self, items: Sequence[T]) -> list[T]:
         """This rank's part, in order; the parts differ by one item at most."""

