@@ -79,6 +79,8 @@ def update(
                 f"winners move {-result['motion_gap']:.0%} less than losers, more than "
                 f"update.limits.motion_gap {most:g} allows"
             )
+    if not held_rows and (config.limits.drift or config.limits.displacement):
+        warn("update.limits.drift and displacement need held-out pairs: raise update.held_out_share")
     log = StepLog(out / "log.jsonl", from_step=state["step"], also=on_step, writes=ranks.rank == 0)
     for step in range(state["step"], config.num_steps):
         if state["stopped"]:

@@ -334,3 +334,8 @@ def test_a_lora_of_another_base_is_refused(config, tmp_path):
 def test_a_clip_of_another_length_is_named():
     with pytest.raises(ValueError, match=r"other\.mp4: its latents are \[4, 3, 4, 4\].*one length"):
         _of_shape(torch.zeros(4, 3, 4, 4), SHAPE, Path("other.mp4"))
+
+
+def test_limits_without_held_out_pairs_are_said_to_be_idle(config, tmp_path):
+    _, _, result = train(config, tmp_path, num_steps=1, limits={"drift": 1.0})
+    assert any("need held-out pairs" in w for w in result["warnings"])
