@@ -1,10 +1,20 @@
 """The control arms are what they say: valid settings, and paired differences on equal prompts and seeds."""
 
-import pytest
+from pathlib import Path
 
+import pytest
+import torch
+
+import loop.embedded as embedded
 from benchmarks.arms import ARMS, paired
 from benchmarks.dpo_step import counted
+from benchmarks.noise_levels import ratio_of, second_moments
+from benchmarks.sampling import Arms
+from generator.config import GeneratorConfig, SamplingConfig, UpdateConfig
+from generator.models.base import load_model
 from loop.config_file import load_config
+from tests.test_generator import make_pairs
+from tests.tiny_wan import make_tiny_wan
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -32,3 +42,39 @@ def test_forwards_of_a_step_are_counted_as_by_hand():
     assert counted("ours-1", 1, 3, 0.25) == pytest.approx(2 * 2.25)
     assert counted("ours-n", 1, 3, 0.25) / counted("realdpo", 1, 3, 0.25) == pytest.approx(0.5)
     assert counted("ours-1", 2, 3, 0.25) / counted("common", 2, 3, 0.25) == pytest.approx(0.8125)
+
+
+@pytest.fixture(scope="module")
+def model():
+    folder = str(Path(embedded.__file__).parent / "tiny-wan")
+    return load_model(GeneratorConfig(model=folder, max_text_tokens=8))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_samplers_that_are_timed_film_the_same_clips(model, guidance):
+    config = SamplingConfig(num_steps=2, guidance_scale=guidance, batch_size=3)
+    arms = Arms(model, ["a red circle moving left", "a blue square moving up"], 2, config)
+    first, *others = [call() for call in arms.calls().values()]
+    assert first.shape[0] == 4 and (first[0] - first[3]).abs().max() > 0.1
+    for other in others:
+        assert torch.allclose(first, other, atol=1e-4)
+
+
+def test_what_importance_sampling_leaves_is_as_by_hand():
+    assert ratio_of([4.0, 4.0]) == pytest.approx(1)
+    assert ratio_of([0.0, 4.0]) == pytest.approx(0.5)  # draw only the second half: twice as good
+    assert ratio_of([1.0, 9.0]) == pytest.approx(0.8)
+
+
+def test_no_noise_level_teaches_from_a_tie_and_beta_scales_the_gradient(tmp_path):
+    model = load_model(GeneratorConfig(model=make_tiny_wan(tmp_path / "wan"), max_text_tokens=8))
+    parameters = model.prepare_training(None, None, "parent", 0)
+    pairs = make_pairs(model, num=2)
+    pairs.signs[1] = 0
+    config = UpdateConfig(beta=2.0)
+    plain = second_moments(model, parameters, pairs, [0], config, 2)
+    stronger = second_moments(model, parameters, pairs, [0], config.model_copy(update={"beta": 4.0}), 2)
+    assert min(plain) > 0
+    assert second_moments(model, parameters, pairs, [1], config, 2) == [0, 0]
+    # policy = reference: the slope of the logistic is ½, so the gradient is proportional to β
+    assert [b / a for a, b in zip(plain, stronger, strict=True)] == pytest.approx([4, 4], rel=1e-3)

@@ -76,16 +76,23 @@ class VideoModel(PolicyWeights, ABC):
         """The inverse of `normalise`."""
 
     @abstractmethod
-    def encode_prompts(self, prompts: Sequence[str]) -> Condition:
-        """What the transformer needs to know of each prompt."""
-
-    @abstractmethod
     def forward(
         self, transformer: ModelMixin, x_sigma: Tensor, sigma: Tensor, condition: Condition
     ) -> Tensor:
         """The network's raw prediction, the shape of `x_sigma`."""
 
     # What a family may replace --------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Condition:
+        """What the transformer needs to know of each prompt."""
+        text, *_ = self.pipe.encode_prompt(
+            prompt=list(prompts),
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.num_text_tokens,
+            device=self.device,
+        )
+        return Condition({"text": text})
 
     def with_first_frame(self, condition: Condition, frame: Tensor, num_frames: int) -> Condition:
         """The condition of clips that begin with `frame`, float [B, 3, H, W] in [−1, 1].

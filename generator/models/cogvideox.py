@@ -6,7 +6,6 @@ of them needs a table with that level in it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -68,16 +67,6 @@ class CogVideoXModel(VideoModel):
 
     def denormalise(self, latents: Tensor) -> Tensor:
         return 1 / self.pipe.vae.config.scaling_factor * latents
-
-    @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str]) -> Condition:
-        embeds, _ = self.pipe.encode_prompt(
-            prompt=list(prompts),
-            do_classifier_free_guidance=False,
-            max_sequence_length=self.num_text_tokens,
-            device=self.device,
-        )
-        return Condition({"text": embeds})
 
     def with_first_frame(self, condition: Condition, frame: Tensor, num_frames: int) -> Condition:
         if not self.needs_first_frame:

@@ -6,7 +6,6 @@ Three ways to give the first frame: beside the noise with a mask (2.1, 2.2 A14B)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -70,16 +69,6 @@ class WanModel(VideoModel):
         mean, std = self._statistics()
         # Dividing by the reciprocal is what the pipeline does; the last bit must agree with it.
         return latents / (1.0 / std) + mean
-
-    @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str]) -> Condition:
-        embeds, _ = self.pipe.encode_prompt(
-            prompt=list(prompts),
-            do_classifier_free_guidance=False,
-            max_sequence_length=self.num_text_tokens,
-            device=self.device,
-        )
-        return Condition({"text": embeds})
 
     @torch.no_grad()
     def with_first_frame(self, condition: Condition, frame: Tensor, num_frames: int) -> Condition:

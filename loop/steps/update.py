@@ -25,7 +25,7 @@ def run(ctx: StageContext) -> None:
     if config.needs_pairs and not any(any(r["signs"]) for r in rows):
         _keep_parent(ctx, model, parent)
         return
-    pairs = _pairs(ctx, model, rows) if config.needs_pairs else None
+    pairs = read_pairs(ctx, model, rows) if config.needs_pairs else None
     wants_anchors = config.method == "supervised" or config.real_likelihood > 0
     anchors = _anchors(ctx, model) if wants_anchors else None
     model.release_encoders()
@@ -66,7 +66,8 @@ def _keep_parent(ctx: StageContext, model: VideoModel, parent: Path | None) -> N
     write_json(ctx.out / "metrics.json", {"num_pairs": 0, "skipped": "no preference pairs"})
 
 
-def _pairs(ctx: StageContext, model: VideoModel, rows: list[dict[str, Any]]) -> PairData:
+def read_pairs(ctx: StageContext, model: VideoModel, rows: list[dict[str, Any]]) -> PairData:
+    """The round's preferences with the latents of their clips."""
     paths = clip_paths(ctx, "prepare", "sample")
     names = sorted({r["winner_id"] for r in rows} | {r["loser_id"] for r in rows})
     shape = _latent_shape(ctx, model)
