@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,8 @@ ARMS: dict[str, list[str]] = {
     "supervised": [*_NO_PAIRS, "update.method=supervised", "update.anchors_per_step=48"],
     "oracle_labels": [],
 }
+SHARED = ["round-000/prepare", "round-000/evaluate"]
+SHARED += [f"round-001/{stage}" for stage in ("train_judge", "judge_gate", "sample", "label")]
 
 
 def oracle_pair(ctx: StageContext) -> None:
@@ -59,9 +63,22 @@ def oracle_pair(ctx: StageContext) -> None:
     pair.write_preferences(ctx, judge_verdicts, takes)
 
 
+def share_start(ours: Path, folder: Path) -> None:
+    """Gives a new campaign what ours has made before its first pairs: an arm that differs later repeats it.
+
+    The campaign checks every fingerprint, so what does not fit would be refused.
+    """
+    if folder.exists() or not (ours / "round-001" / "label").exists():
+        return
+    for name in SHARED:
+        shutil.copytree(ours / name, folder / name, copy_function=os.link)
+
+
 def run_arm(arm: str, seed: int, out: Path, overrides: list[str]) -> Path:
     """The finished campaign of one arm."""
     folder = out / f"{arm}-{seed}"
+    if not any(key.startswith("sample.") for key in ARMS[arm]):
+        share_start(out / f"ours-{seed}", folder)
     settings = [*overrides, *ARMS[arm], f"seed={seed}", "gate.enabled=false"]
     stages = dict(STAGES)
     if arm == "oracle_labels":
