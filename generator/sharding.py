@@ -48,8 +48,8 @@ class Sharding:
 def shard(transformer: nn.Module, mesh: DeviceMesh, device: torch.device, *, reshard: bool) -> None:
     """Splits a transformer over `mesh` in place, block by block; its parameters become DTensors.
 
-    FSDP2 takes one dtype; what a family keeps in another (norms in float32 beside bfloat16 weights) stays whole
-    on every rank. Gradients are summed, not averaged: a loss is divided by the whole batch's count already.
+    FSDP2 takes one dtype; what a family keeps in another (norms in float32 beside bfloat16 weights) stays
+    whole on every rank. Gradients are summed: a loss is divided by the whole batch's count already.
     """
     dtype = _main_dtype(transformer)
     other = {p for p in transformer.parameters() if p.dtype != dtype}
@@ -96,12 +96,12 @@ def whole(value: Any) -> Any:
         return [whole(v) for v in value]
     if not isinstance(value, DTensor):
         return value
-    full = value.detach().full_tensor()
+    full = value.full_tensor().detach()
     return full.cpu() if dist.get_rank() == 0 else full.new_empty(0, device="cpu")
 
 
 def part_like(value: Tensor, like: Tensor) -> Tensor:
-    """This rank's part of a whole tensor that every rank has, if `like` is in parts; else the tensor itself."""
+    """This rank's part of a whole tensor that all ranks have, if `like` is in parts; else the tensor itself."""
     if not isinstance(like, DTensor):
         return value
     value = value.to(like.device, like.dtype)

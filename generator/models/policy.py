@@ -278,9 +278,7 @@ class PolicyWeights:
         state = transformer.state_dict()
         return {n: whole(t) for n, t in state.items() if not self._trains_lora or ".policy." in n}
 
-    def _save_lora(
-        self, transformer: ModelMixin, state: dict[str, Tensor], folder: Path, file: str
-    ) -> None:
+    def _save_lora(self, transformer: ModelMixin, state: dict[str, Tensor], folder: Path, file: str) -> None:
         from peft.utils import get_peft_model_state_dict
 
         layers = get_peft_model_state_dict(transformer, state_dict=state, adapter_name="policy")
