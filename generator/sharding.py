@@ -101,7 +101,7 @@ def whole(value: Any) -> Any:
 
 
 def part_like(value: Tensor, like: Tensor) -> Tensor:
-    """This rank's part of a whole tensor that all ranks have, if `like` is in parts; else the tensor itself."""
+    """This rank's part of a tensor that all ranks have whole, if `like` is in parts; else the tensor."""
     if not isinstance(like, DTensor):
         return value
     value = value.to(like.device, like.dtype)

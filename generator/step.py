@@ -219,7 +219,7 @@ def _pair_draws(u: Update, step: int) -> list[Draw]:
 
 
 def _forget_idle_experts(u: Update) -> None:
-    """An expert that no rank had a row for has no gradient, as in one process: with zeros Adam would move it."""
+    """Drops zero gradients of experts that no rank had a row for: Adam moves by them, and not by none."""
     if u.ranks.num == 1 or len(u.model.experts) == 1:
         return
     seen = set().union(*u.ranks.gather_objects(u.model.experts_seen))

@@ -55,6 +55,15 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def description() -> str:
+    """Who works here, in words."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return "one process"
+    return f"{dist.get_world_size()} processes over {dist.get_backend()}, the first on {device()}"
+
+
 def device() -> str:
     """Where this process computes."""
     import torch

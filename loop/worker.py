@@ -101,6 +101,8 @@ def main(path: Path) -> int:
             context = StageContext(
                 config, request["round"], inputs, Path(request["out"]), request["seed"], progress, log
             )
+            if request["distributed"]:
+                log.info("%s", distributed.description())
             launcher.launch(Stage(request["function"], (), ()), context)
         if request["distributed"]:
             distributed.end()

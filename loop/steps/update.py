@@ -21,6 +21,8 @@ from loop.steps.conditions import shared_conditions
 def run(ctx: StageContext) -> None:
     config = ctx.config.update.in_round(ctx.round)
     sharding = distributed.sharding(config)
+    if sharding is not None:
+        ctx.log.info("the processes share the weights: %s", sharding)
     model = load_generator(ctx, None)
     parent = ctx.inputs.get("generator")
     rows = read_table(ctx.inputs["pair"] / "pairs.parquet")
