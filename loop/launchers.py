@@ -55,6 +55,7 @@ class InlineLauncher:
 def _quieten_libraries() -> None:
     """Bars of weight files say nothing beside the stage's own; what libraries log goes to the stage's log."""
     warnings.filterwarnings("ignore", "Already found a `peft_config`")  # policy and reference adapters: meant
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # nothing here changes a prediction in place
     if "torch" not in sys.modules:
         return
     for library in ("transformers", "diffusers"):
@@ -145,13 +146,7 @@ class AccelerateLauncher(ProcessLauncher):
         super().__init__(config)
         assert config.launch.accelerate_config is not None  # the config has been validated
         self.file = find_accelerate_config(config.launch.accelerate_config)
-        settings = yaml.safe_load(self.file.read_text(encoding="utf-8"))
-        if not isinstance(settings, dict) or "distributed_type" not in settings:
-            raise UserError(
-                f"launch.accelerate_config: {self.file} is no config of accelerate: it sets no "
-                "distributed_type; start from configs/accelerate/multi_gpu.yaml"
-            )
-        self.use_cpu = bool(settings.get("use_cpu"))
+        self.settings = _accelerate_settings(self.file)
 
     def starts_several(self, stage: Stage) -> bool:
         return stage.distributed
@@ -165,7 +160,9 @@ class AccelerateLauncher(ProcessLauncher):
 
     def environment(self) -> dict[str, str]:
         # accelerate itself tells its processes so only where it starts one
-        return super().environment() | ({"ACCELERATE_USE_CPU": "true"} if self.use_cpu else {})
+        return super().environment() | (
+            {"ACCELERATE_USE_CPU": "true"} if self.settings.get("use_cpu") else {}
+        )
 
 
 class WorkerDied(Exception):
@@ -221,6 +218,23 @@ def find_accelerate_config(name: str) -> Path:
         return shipped[Path(name).name]
     known = ", ".join(f"configs/accelerate/{file}" for file in shipped)
     raise UserError(f"launch.accelerate_config: there is no file {name}; shipped ones are {known}")
+
+
+def _accelerate_settings(file: Path) -> dict[str, Any]:
+    """What a config of accelerate says. Raises UserError where an update cannot be started by it."""
+    settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    kind = settings.get("distributed_type") if isinstance(settings, dict) else None
+    if kind not in ("NO", "MULTI_GPU", "FSDP"):
+        raise UserError(
+            f"launch.accelerate_config: {file} sets no distributed_type that an update can use; start from "
+            "configs/accelerate/multi_gpu.yaml (MULTI_GPU) or fsdp2.yaml (FSDP)"
+        )
+    if settings.get("num_machines", 1) != 1:
+        raise UserError(
+            f"launch.accelerate_config: {file} sets num_machines {settings['num_machines']}, but an update "
+            "runs on one machine; set it to 1"
+        )
+    return settings
 
 
 def _log_lines(lines: Iterable[str]) -> None:

@@ -260,8 +260,15 @@ def test_a_config_of_accelerate_must_be_there(tmp_path):
     (tmp_path / "other.yaml").write_text("num_processes: 2")
     assert find_accelerate_config(str(tmp_path / "other.yaml")) == tmp_path / "other.yaml"
     launch["accelerate_config"] = str(tmp_path / "other.yaml")
-    with pytest.raises(UserError, match="sets no distributed_type"):
-        AccelerateLauncher(config.model_copy(update={"launch": LaunchConfig(**launch)}))
+    config = config.model_copy(update={"launch": LaunchConfig(**launch)})
+    for text, said in (
+        ("num_processes: 2", "sets no distributed_type"),
+        ("distributed_type: MULTI_CPU", "sets no distributed_type that an update can use"),
+        ("{distributed_type: FSDP, num_machines: 2}", "an update runs on one machine; set it to 1"),
+    ):
+        (tmp_path / "other.yaml").write_text(text)
+        with pytest.raises(UserError, match=said):
+            AccelerateLauncher(config)
 
 
 def settings_of(file):

@@ -10,6 +10,7 @@ import torch
 
 from generator.data import AnchorData, PairData
 from generator.models.base import VideoModel
+from generator.ranks import Ranks
 from generator.road import read_latents
 from generator.train import update
 from loop import distributed
@@ -21,6 +22,7 @@ from loop.steps.conditions import shared_conditions
 def run(ctx: StageContext) -> None:
     config = ctx.config.update.in_round(ctx.round)
     sharding = distributed.sharding(config)
+    Ranks().check_shares(config)
     if sharding is not None:
         ctx.log.info("the processes share the weights: %s", sharding)
     model = load_generator(ctx, None)
