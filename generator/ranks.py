@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from generator.config import UpdateConfig
 
@@ -37,23 +38,39 @@ class Ranks:
 
     def share(self, items: Sequence[T]) -> list[T]:
         """This rank's part, in order; the parts differ by one item at most."""
-        return list(items[self.rank :: self.num])
+        return self.shares(items)[self.rank]
+
+    def shares(self, items: Sequence[T]) -> list[list[T]]:
+        """Every rank's part."""
+        return [list(items[rank :: self.num]) for rank in range(self.num)]
 
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
         if self.num == 1:
             return
         for p in parameters:
+            if isinstance(p, DTensor):  # FSDP has summed it
+                continue
             if p.grad is None:  # a rank without a share of this term
                 p.grad = torch.zeros_like(p)
             dist.all_reduce(p.grad)
+
+    def num_chunks(self, num_items: int, most: int) -> int:
+        """Into how many parts every rank can cut its share of a step: at most `most`, and alike on all."""
+        return min(most, num_items // self.num)
+
+    def gather_objects(self, mine: T) -> list[T]:
+        """What every rank has, in the order of ranks."""
+        if self.num == 1:
+            return [mine]
+        parts: list[Any] = [None] * self.num
+        dist.all_gather_object(parts, mine)
+        return parts
 
     def gather(self, rows: Tensor) -> Tensor:
         """All ranks' rows, [ΣB, …], in the order of ranks; B may differ."""
         if self.num == 1:
             return rows
-        parts: list[Tensor | None] = [None] * self.num
-        dist.all_gather_object(parts, rows.detach().cpu())
-        return torch.cat([p for p in parts if p is not None]).to(rows.device)
+        return torch.cat(self.gather_objects(rows.detach().cpu())).to(rows.device)
 
     def wait(self) -> None:
         if self.num > 1:

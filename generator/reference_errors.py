@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from generator.draws import Draw
+from generator.ranks import Ranks
 
 
 class ReferenceErrors:
@@ -26,6 +27,7 @@ class ReferenceErrors:
         self.num_draws = num_draws
         self.weights = _hash(reference) if num_draws else ""
         self.known: dict[tuple[int, int], Tensor] = {}
+        self._new: dict[tuple[int, int], Tensor] = {}
 
     def has(self, draws: Sequence[Draw]) -> bool:
         """Whether all of these draws are known; never without a fixed set of draws."""
@@ -42,7 +44,17 @@ class ReferenceErrors:
             return
         both = torch.stack([winner, loser]).detach().float().cpu()
         for draw, part in zip(draws, both.split(list(sizes), dim=1), strict=True):
-            self.known[draw.item, draw.number] = part.clone()
+            self.known[draw.item, draw.number] = self._new[draw.item, draw.number] = part.clone()
+
+    def exchange(self, ranks: Ranks) -> None:
+        """Lets every rank know what the others have found since the last time.
+
+        Only so do all ranks skip the same forwards. All must call it after the same additions.
+        """
+        if self._new and ranks.num > 1:
+            for found in ranks.gather_objects(self._new):
+                self.known |= found
+        self._new = {}
 
     def state(self) -> dict[str, Any]:
         return {"weights": self.weights, "known": self.known}

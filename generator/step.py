@@ -26,6 +26,7 @@ from generator.losses import (
 from generator.models.base import VideoModel
 from generator.ranks import Ranks
 from generator.reference_errors import ReferenceErrors
+from generator.sharding import clip_gradients
 
 
 @dataclass
@@ -49,6 +50,7 @@ def take_step(u: Update, step: int) -> dict[str, float]:
     config: UpdateConfig = u.config
     log: dict[str, float] = {}
     u.optimiser.zero_grad(set_to_none=True)
+    u.model.experts_seen.clear()
     total = 0.0
     if config.needs_pairs:
         loss, found = _learn_from_pairs(u, step)
@@ -58,7 +60,8 @@ def take_step(u: Update, step: int) -> dict[str, float]:
         total += config.real_weight * log["real_error"]
     log["loss"] = total
     u.ranks.sum_gradients(u.parameters)
-    norm = torch.nn.utils.clip_grad_norm_(u.parameters, config.max_grad_norm).item()
+    _forget_idle_experts(u)
+    norm = clip_gradients(u.parameters, config.max_grad_norm)
     if not math.isfinite(norm):
         raise FloatingPointError(f"step {step}: the gradient norm is {norm}; pairs {_ids(u, step)}")
     u.optimiser.step()
@@ -82,12 +85,15 @@ def _learn_from_pairs(u: Update, step: int) -> tuple[float, dict[str, float]]:
     preference_total = weight_of(signs, weights, _reduction(config)).sum().to(device)
     winner_total = weights.sum().to(device)
     parts: list[PairErrors] = []
-    mine = u.ranks.share(drawn)
-    for draws in _chunks(mine, config.micro_batches):
+    num_chunks = u.ranks.num_chunks(len(drawn), config.micro_batches)
+    of_ranks = [_chunks(share, num_chunks) for share in u.ranks.shares(drawn)]
+    for number, draws in enumerate(of_ranks[u.ranks.rank]):
         errors = pair_errors(
             u.model, pairs, [u.groups[d.item] for d in draws], draws, config, u.seed,
             u.reference if config.preference_weight > 0 else None,
+            together=[d for chunks in of_ranks for d in chunks[number]],
         )  # fmt: skip
+        u.reference.exchange(u.ranks)
         here = [i for d in draws for i in u.groups[d.item]]
         signs_here, weights_here = pairs.signs[here].to(device), pairs.weights[here].to(device)
         loss = torch.zeros((), device=device)
@@ -123,7 +129,8 @@ def _learn_from_anchors(u: Update, step: int) -> float:
     seed = mix(u.seed, 1)
     drawn = draws_of_step(len(anchors.latents), config.anchors_per_step, seed, step)
     errors = []
-    for draws in _chunks(u.ranks.share(drawn), config.micro_batches):
+    num_chunks = u.ranks.num_chunks(len(drawn), config.micro_batches)
+    for draws in _chunks(u.ranks.share(drawn), num_chunks):
         rows = [d.item for d in draws]
         x = anchors.latents[rows].to(u.model.device)
         shape = tuple(x.shape[1:])
@@ -149,11 +156,12 @@ def pair_errors(
     seed: int,
     reference: ReferenceErrors | None,
     num_draws: int | None = None,
+    together: Sequence[Draw] | None = None,
 ) -> PairErrors:
     """Errors of some groups, a row a pair: a winner and its losers share noise and level, and one forward.
 
     `reference` None leaves the reference out: its errors are then those of the policy. Errors that it knows
-    cost no forward.
+    cost no forward; `together` are the draws of all ranks at this time, which skip it together or not at all.
     """
     first, sizes = [group[0] for group in groups], [len(group) for group in groups]
     rows = [i for group in groups for i in group]
@@ -175,7 +183,7 @@ def pair_errors(
             return frame_errors(prediction, target)
         return frame_errors(form.clean(x_level, prediction, level), x) * form.x0_weight(level)[:, None]
 
-    known = reference is not None and reference.has(draws)
+    known = reference is not None and reference.has(draws if together is None else together)
     with autocast(model, config):
         if reference is not None and not known:
             frozen = errors(model.predict_reference(x_level, level, condition))
@@ -208,6 +216,17 @@ def _pair_draws(u: Update, step: int) -> list[Draw]:
     return draws_of_step(
         len(u.groups), u.config.pairs_per_step, u.seed, step, num_draws=u.config.reference_draws
     )
+
+
+def _forget_idle_experts(u: Update) -> None:
+    """Drops zero gradients of experts that no rank had a row for: Adam moves by them, and not by none."""
+    if u.ranks.num == 1 or len(u.model.experts) == 1:
+        return
+    seen = set().union(*u.ranks.gather_objects(u.model.experts_seen))
+    for number, transformer in enumerate(u.model.transformers):
+        if number not in seen:
+            for p in transformer.parameters():
+                p.grad = None
 
 
 def _ids(u: Update, step: int) -> str:

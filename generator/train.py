@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from generator.averages import MovingReference, RunningAverage
 from generator.config import UpdateConfig
@@ -23,6 +24,7 @@ from generator.losses import PairErrors, preference_statistics
 from generator.models.base import VideoModel
 from generator.ranks import Ranks
 from generator.reference_errors import ReferenceErrors
+from generator.sharding import Sharding, load_optimiser, part_like, reshard, whole
 from generator.step import Update, objective, pair_errors, take_step
 from generator.watch import DriftProbe, is_saturated, motion_gap, new_watch_state, why_stop
 
@@ -40,17 +42,23 @@ def update(
     seed: int,
     on_step: Callable[[dict[str, Any]], None],
     warn: Callable[[str], None] = lambda message: None,
+    sharding: Sharding | None = None,
 ) -> dict[str, Any]:
     """Trains one round and writes out/checkpoint. `model` must still have the campaign's base weights.
 
     Returns the chosen step with its held-out numbers, how much winners move, and why it stopped early or what
     was warned of. Stops before the optimiser step on a non-finite loss or gradient, naming the batch's ids.
-    Under torchrun every rank calls this with the same arguments, and the first one writes.
+    Under torchrun every rank calls this with the same arguments, and the first one writes; `out` must be a
+    folder that all ranks read. With `sharding` the ranks also share the weights (FSDP2).
     """
+    if sharding is not None:
+        sharding.check(config)
     learns_from_pairs = config.method == "preference" and config.preference_weight > 0
     share = config.held_out_share if learns_from_pairs else 0.0
     train_rows, held_rows = pairs.split_by_prompt(share, seed) if pairs is not None else ([], [])
     drift = DriftProbe(model, pairs, held_rows, config, seed)
+    if sharding is not None:
+        model.leave_device()
     parameters = model.prepare_training(config.lora, parent, config.reference, mix(seed, 3))
     if config.activation_checkpointing:
         for transformer in model.transformers:
@@ -58,11 +66,14 @@ def update(
     if config.compile:
         for transformer in model.transformers:
             transformer.compile()
+    # before the weights are split: their hash must not depend on the number of ranks
+    reference = ReferenceErrors(config.reference_draws, model.reference_state() if learns_from_pairs else [])
+    if sharding is not None:
+        parameters = model.shard(sharding)
     optimiser = torch.optim.AdamW(
         parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99)
     )
     groups = pairs.groups(train_rows, config.losers_per_winner) if pairs is not None else []
-    reference = ReferenceErrors(config.reference_draws, model.reference_state() if learns_from_pairs else [])
     ranks = Ranks()
     ranks.check_shares(config)
     u = Update(model, parameters, optimiser, pairs, groups, anchors, config, seed, ranks, reference)
@@ -107,6 +118,7 @@ def update(
                 if near_best(held["implicit_accuracy"], state["top"], len(held_rows)):
                     state["best"] = {"step": step, **held}
                     run.save_best()
+            reshard(model.transformers)
             average.swap(weights)
         state["step"] = step + 1
         if last or state["stopped"] or step % config.checkpoint_every == config.checkpoint_every - 1:
@@ -117,8 +129,8 @@ def update(
         best = state["best"]
         run.load_best()
     model.eval()
-    if ranks.rank == 0:
-        model.save_checkpoint(out / "checkpoint")
+    reshard(model.transformers)
+    model.save_checkpoint(out / "checkpoint", writes=ranks.rank == 0)
     ranks.wait()
     result |= {key: state[key] for key in ("stopped", "saturated_at") if state[key] is not None}
     return {f"chosen_{k}": v for k, v in best.items()} | result
@@ -197,13 +209,13 @@ class _Run:
                 state["best"] = {"step": -1}
                 self.save_best()
             return state
-        saved = torch.load(path, weights_only=True)
+        saved = torch.load(path, weights_only=True, map_location="cpu")
         self.u.model.load_trainable_state(saved["weights"])
-        self.u.optimiser.load_state_dict(saved["optimiser"])
+        load_optimiser(self.u.optimiser, saved["optimiser"])
         self.u.reference.load(saved["reference_errors"])
-        self.average.shadow = saved["average"]
+        _copy(saved["average"], self.average.shadow)
         if self.moving is not None:
-            self.moving.shadow = saved["reference"]
+            _copy(saved["reference"], self.moving.shadow)
             self.moving.write()
         return saved["progress"]
 
@@ -212,9 +224,9 @@ class _Run:
             "state.pt",
             {
                 "weights": self.u.model.trainable_state(),
-                "optimiser": self.u.optimiser.state_dict(),
-                "average": self.average.shadow,
-                "reference": self.moving.shadow if self.moving is not None else [],
+                "optimiser": whole(self.u.optimiser.state_dict()),
+                "average": whole(self.average.shadow),
+                "reference": whole(self.moving.shadow) if self.moving is not None else [],
                 "reference_errors": self.u.reference.state(),
                 "progress": progress,
             },
@@ -224,7 +236,8 @@ class _Run:
         self._write("best.pt", self.u.model.trainable_state())
 
     def load_best(self) -> None:
-        self.u.model.load_trainable_state(torch.load(self.folder / "best.pt", weights_only=True))
+        best = torch.load(self.folder / "best.pt", weights_only=True, map_location="cpu")
+        self.u.model.load_trainable_state(best)
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
         if self.ranks.rank == 0:
@@ -232,6 +245,11 @@ class _Run:
             torch.save(content, temporary)
             os.replace(temporary, self.folder / name)
         self.ranks.wait()
+
+
+def _copy(whole_tensors: list[Tensor], into: list[Tensor]) -> None:
+    for value, mine in zip(whole_tensors, into, strict=True):
+        mine.copy_(part_like(value, mine))
 
 
 class StepLog:

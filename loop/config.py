@@ -170,8 +170,19 @@ class GateConfig(Section):
 class LaunchConfig(Section):
     """Where stages run; nothing here changes a result."""
 
-    type: Literal["inline"] = "inline"
+    # process: each stage in a fresh process, so that it leaves no memory behind; accelerate: likewise, and
+    # the update in as many as accelerate_config says
+    type: Literal["inline", "process", "accelerate"] = "inline"
+    accelerate_config: str | None = None  # a file of `accelerate config`, or configs/accelerate/NAME.yaml
     min_free_gb: float = Field(0.5, ge=0)  # free disk space that every stage asks for before it starts
+
+    @model_validator(mode="after")
+    def _accelerate_has_a_config(self) -> "LaunchConfig":
+        if self.type == "accelerate" and self.accelerate_config is None:
+            raise ValueError(
+                "type accelerate needs accelerate_config, such as configs/accelerate/multi_gpu.yaml"
+            )
+        return self
 
 
 class CampaignConfig(Section):

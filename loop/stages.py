@@ -40,11 +40,15 @@ class StageContext:
 
 @dataclass(frozen=True)
 class Stage:
-    """`config` names the sections or keys that change the result; `inputs` ending in "?" may be absent."""
+    """`config` names the sections or keys that change the result; `inputs` ending in "?" may be absent.
+
+    distributed: several processes may run it together (loop/distributed.py).
+    """
 
     function: str | Callable[[StageContext], None]  # "package.module:function", imported when the stage runs
     inputs: tuple[str, ...]
     config: tuple[str, ...]
+    distributed: bool = False
 
     def resolve(self) -> Callable[[StageContext], None]:
         if callable(self.function):
@@ -80,7 +84,7 @@ STAGES: dict[str, Stage] = {
         config=("pair", "certainty")),
     "update": Stage("loop.steps.update:run",
         inputs=("prepare", "sample", "pair", "generator?"),
-        config=("generator", "update")),
+        config=("generator", "update"), distributed=True),
     "evaluate": Stage("loop.steps.evaluate:run",
         inputs=("prepare", "generator?", "judge?", "previous?", "base?", "sample?", "pair?"),
         config=("generator", "sample", "judge", "known_answers", "evaluate")),

@@ -1,6 +1,7 @@
 """`retake` with toy stages that write a few bytes: run as a script it is the real command line around them.
 
 TOY_KILL_AFTER=N kills the process with SIGKILL at the N-th step (a step: a toy file, a flush, a rename).
+TOY_NAMED=1 gives the stages by name, as worker processes need them.
 TOY_FAIL=round-stage makes that stage raise; TOY_HANG=round-stage makes it wait; TOY_REJECT=1,2 lists the
 rounds whose update the gate rolls back, TOY_REJECT_JUDGE the rounds whose judge is not used.
 """
@@ -46,6 +47,7 @@ def toy_stage(name: str, context: StageContext) -> None:
     if os.environ.get("TOY_FAIL") == here:
         raise ValueError("toy trouble")
     if os.environ.get("TOY_HANG") == here:
+        context.log.info("process %d hangs", os.getpid())
         print("hanging", flush=True)
         time.sleep(60)
     read = hashlib.sha256(str(context.seed).encode())
@@ -76,6 +78,18 @@ TOY_STAGES = {
 }
 
 
+NAMED_STAGES = {
+    name: Stage(f"tests.toy_campaign:{name}", stage.inputs, stage.config) for name, stage in STAGES.items()
+}
+
+
+def __getattr__(name: str) -> Callable[[StageContext], None]:
+    """The function of a toy stage as a worker imports it."""
+    if name not in STAGES:
+        raise AttributeError(name)
+    return functools.partial(toy_stage, name)
+
+
 def toy_report(run_dir: Path) -> Path:
     (run_dir / "report.html").write_text("<html></html>")
     return run_dir / "report.html"
@@ -92,15 +106,16 @@ def tree(root: Path) -> dict[str, bytes]:
 
 
 def _counted(function: Callable[..., Any]) -> Callable[..., Any]:
-    def counted(*args: Any) -> Any:
+    def counted(*args: Any, **more: Any) -> Any:
         step()
-        return function(*args)
+        return function(*args, **more)
 
     return counted
 
 
 if __name__ == "__main__":
-    loop.campaign.run_campaign = run_toy_campaign  # type: ignore[assignment]
+    stages = NAMED_STAGES if os.environ.get("TOY_NAMED") else TOY_STAGES
+    loop.campaign.run_campaign = functools.partial(run_toy_campaign, stages=stages)  # type: ignore[assignment]
     loop.store._flush = _counted(loop.store._flush)
     loop.store.os.replace = _counted(os.replace)
     loop.store.shutil.rmtree = _counted(loop.store.shutil.rmtree)

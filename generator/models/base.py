@@ -54,6 +54,7 @@ class VideoModel(PolicyWeights, ABC):
         self.pipe = pipe.to(device)
         self.config = config
         self.device = device
+        self.experts_seen = set()
         for part in pipe.components.values():
             if isinstance(part, torch.nn.Module):
                 part.eval().requires_grad_(False)
@@ -229,13 +230,19 @@ class VideoModel(PolicyWeights, ABC):
         if len(transformers) == 1:
             return self._forward(transformers[0], x_sigma, sigma, condition)
         which = self.expert_of(sigma)
-        order, parts = [], []
+        order, parts, idle = [], [], []
         for number, transformer in enumerate(transformers):
             rows = (which == number).nonzero().flatten()
             if len(rows):
+                if torch.is_grad_enabled():
+                    self.experts_seen.add(number)
                 order.append(rows)
                 parts.append(self._forward(transformer, x_sigma[rows], sigma[rows], condition.rows(rows)))
-        return torch.cat(parts)[torch.cat(order).argsort()]
+            elif self.is_sharded:  # other ranks may have rows for it, and its weights are gathered by all
+                one = torch.zeros(1, dtype=torch.long, device=x_sigma.device)
+                idle.append(self._forward(transformer, x_sigma[one], sigma[one], condition.rows(one)))
+        prediction = torch.cat(parts)[torch.cat(order).argsort()]
+        return prediction + 0 * sum(part.sum() for part in idle) if idle else prediction
 
     def _forward(
         self, transformer: ModelMixin, x_sigma: Tensor, sigma: Tensor, condition: Condition

@@ -16,6 +16,7 @@ from torch import Tensor
 from generator.attention import use_sparse_causal
 from generator.checkpoint import canonicalise_safetensors
 from generator.config import GeneratorConfig, LoraConfig
+from generator.sharding import Sharding, part_like, shard, whole
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -35,6 +36,8 @@ class PolicyWeights:
     _reference: torch.nn.ModuleList | None = None
     _reference_adapter: str | None = None
     _trains_lora = False
+    experts_seen: set[int]  # numbers of those that have predicted with gradients in this step
+    _plain_types: tuple[type[ModelMixin], ...] = ()  # of sharded transformers, whose classes FSDP replaces
 
     @property
     def experts(self) -> tuple[str, ...]:
@@ -53,6 +56,25 @@ class PolicyWeights:
         """Ends training: no dropout from here on."""
         for transformer in self.transformers:
             transformer.eval()
+
+    @property
+    def is_sharded(self) -> bool:
+        return bool(self._plain_types)
+
+    def leave_device(self) -> None:
+        """Moves the transformers to the CPU, from where `shard` takes a block at a time."""
+        for transformer in self.transformers:
+            transformer.to("cpu")
+
+    def shard(self, sharding: Sharding) -> list[torch.nn.Parameter]:
+        """Splits policy and reference over all ranks, after `prepare_training`; returns what is trained."""
+        self._plain_types = tuple(type(transformer) for transformer in self.transformers)
+        mesh = sharding.mesh(self.device)
+        for transformer in self.transformers:
+            shard(transformer, mesh, self.device, reshard=sharding.reshard_after_forward)
+        for transformer in self._reference or ():
+            shard(transformer, mesh, self.device, reshard=True)  # no backward would end its gathering
+        return [p for t in self.transformers for p in t.parameters() if p.requires_grad]
 
     @contextlib.contextmanager
     def _as_reference(self) -> Iterator[list[ModelMixin]]:
@@ -81,11 +103,11 @@ class PolicyWeights:
                 transformer.set_adapter("policy")
         elif all((folder / name).is_dir() for name in self.experts):
             for name in self.experts:
-                kind = type(getattr(self.pipe, name))
-                loaded = kind.from_pretrained(
+                base = getattr(self.pipe, name)
+                loaded = type(base).from_pretrained(
                     folder / name, dtype=DTYPES[self.config.dtype], use_safetensors=True
                 )
-                setattr(self.pipe, name, self._made_ready(loaded.to(self.device)))
+                setattr(self.pipe, name, self._made_ready(loaded.to(base.device)))
         else:
             files = " and ".join(LORA_FILES[name] for name in self.experts)
             folders = " and ".join(f"{name}/" for name in self.experts)
@@ -213,12 +235,11 @@ class PolicyWeights:
         return [p.detach() for p in self.reference_parameters()]
 
     def trainable_state(self) -> dict[str, Tensor]:
-        """The policy's own weights by name (adapter or full)."""
+        """The policy's own weights by name (adapter or full); sharded ones are whole on rank 0 alone."""
         return {
             _prefix(expert) + n: t
             for expert, transformer in zip(self.experts, self.transformers, strict=True)
-            for n, t in transformer.state_dict().items()
-            if not self._trains_lora or ".policy." in n
+            for n, t in self._own_state(transformer).items()
         }
 
     def load_trainable_state(self, state: dict[str, Tensor]) -> None:
@@ -226,24 +247,41 @@ class PolicyWeights:
         for expert, transformer in zip(reversed(self.experts), reversed(self.transformers), strict=True):
             prefix = _prefix(expert)
             mine = {n.removeprefix(prefix): left.pop(n) for n in list(left) if n.startswith(prefix)}
-            _, unexpected = transformer.load_state_dict(mine, strict=False)
+            own = transformer.state_dict()
+            parts = {n: part_like(t, own[n]) if n in own else t for n, t in mine.items()}
+            _, unexpected = transformer.load_state_dict(parts, strict=False)
             assert not unexpected, f"not weights of this policy: {unexpected[:3]}"
 
-    def save_checkpoint(self, folder: Path) -> None:
-        """Writes LoRA files or transformer folders for plain diffusers. Same weights, same bytes."""
-        if folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
-        for name, transformer in zip(self.experts, self.transformers, strict=True):
-            if not self._trains_lora:
-                transformer.save_pretrained(folder / name, safe_serialization=True)
-            else:
-                self._save_lora(transformer, folder, LORA_FILES[name])
+    def save_checkpoint(self, folder: Path, writes: bool = True) -> None:
+        """Writes LoRA files or transformer folders for plain diffusers. Same weights, same bytes.
 
-    def _save_lora(self, transformer: ModelMixin, folder: Path, file: str) -> None:
+        Every rank calls it, since all give their parts; one `writes`.
+        """
+        if writes and folder.exists():
+            shutil.rmtree(folder)
+        for number, (name, transformer) in enumerate(zip(self.experts, self.transformers, strict=True)):
+            state = self._own_state(transformer)
+            if not writes:
+                continue
+            folder.mkdir(parents=True, exist_ok=True)
+            if self._trains_lora:
+                self._save_lora(transformer, state, folder, LORA_FILES[name])
+            else:
+                if self.is_sharded:
+                    with torch.device("meta"):
+                        transformer = self._plain_types[number].from_config(transformer.config)
+                    transformer.load_state_dict(state, assign=True)
+                transformer.save_pretrained(folder / name, safe_serialization=True)
+
+    def _own_state(self, transformer: ModelMixin) -> dict[str, Tensor]:
+        """See `trainable_state`; of one transformer."""
+        state = transformer.state_dict()
+        return {n: whole(t) for n, t in state.items() if not self._trains_lora or ".policy." in n}
+
+    def _save_lora(self, transformer: ModelMixin, state: dict[str, Tensor], folder: Path, file: str) -> None:
         from peft.utils import get_peft_model_state_dict
 
-        layers = get_peft_model_state_dict(transformer, adapter_name="policy")
+        layers = get_peft_model_state_dict(transformer, state_dict=state, adapter_name="policy")
         # Without the metadata, loaders silently take alpha = rank. Sorted, as a set's order is no constant.
         settings = transformer.peft_config["policy"].to_dict()
         metadata = {k: sorted(v) if isinstance(v, set) else v for k, v in settings.items()}

@@ -11,16 +11,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from generator.models.base import VideoModel, load_model
+from loop.distributed import device
 from loop.models import resolve_model
 from loop.stages import StageContext
 from reward.voting import DimensionVerdict, Verdict
-
-
-def device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def load_generator(ctx: StageContext, update: Path | None) -> VideoModel:

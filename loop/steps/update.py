@@ -10,8 +10,10 @@ import torch
 
 from generator.data import AnchorData, PairData
 from generator.models.base import VideoModel
+from generator.ranks import Ranks
 from generator.road import read_latents
 from generator.train import update
+from loop import distributed
 from loop.stages import StageContext, derive_seed
 from loop.steps.common import clip_paths, load_generator, read_table, write_json
 from loop.steps.conditions import shared_conditions
@@ -19,6 +21,10 @@ from loop.steps.conditions import shared_conditions
 
 def run(ctx: StageContext) -> None:
     config = ctx.config.update.in_round(ctx.round)
+    sharding = distributed.sharding(config)
+    Ranks().check_shares(config)
+    if sharding is not None:
+        ctx.log.info("the processes share the weights: %s", sharding)
     model = load_generator(ctx, None)
     parent = ctx.inputs.get("generator")
     rows = read_table(ctx.inputs["pair"] / "pairs.parquet")
@@ -46,12 +52,16 @@ def run(ctx: StageContext) -> None:
         seed=ctx.seed,
         on_step=on_step,
         warn=ctx.log.warning,
+        sharding=sharding,
     )
-    write_json(ctx.out / "metrics.json", {"num_pairs": len(pairs.ids) if pairs else 0, **chosen})
+    if distributed.rank() == 0:
+        write_json(ctx.out / "metrics.json", {"num_pairs": len(pairs.ids) if pairs else 0, **chosen})
 
 
 def _keep_parent(ctx: StageContext, model: VideoModel, parent: Path | None) -> None:
     """A round without a decided pair has nothing to teach; the campaign goes on with the same weights."""
+    if distributed.rank() != 0:
+        return
     ctx.log.warning(
         "no preference pairs this round: the generator stays as it is. Lower certainty.min_margin, "
         "certainty.min_probability or pair.min_rank_gap, or sample more takes"
