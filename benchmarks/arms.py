@@ -70,8 +70,11 @@ def share_start(ours: Path, folder: Path) -> None:
     """
     if folder.exists() or not (ours / "round-001" / "label").exists():
         return
+    store = Store(folder)
+    store.lock()  # makes the folder a run
     for name in SHARED:
         shutil.copytree(ours / name, folder / name, copy_function=os.link)
+    store.unlock()
 
 
 def run_arm(arm: str, seed: int, out: Path, overrides: list[str]) -> Path:

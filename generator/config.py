@@ -120,6 +120,12 @@ class UpdateConfig(_Section):
         le=1,
         description="factor on the learning rate from round to round: a better model has more to lose",
     )
+    supervised_rounds: int = Field(
+        0,
+        ge=0,
+        description="first rounds that fine-tune on the anchors alone: preferences teach little while a "
+        "model's own takes are far from the anchors",
+    )
     weight_decay: float = Field(0.0, ge=0)
     warmup_steps: int = Field(10, ge=0)
     schedule: Literal["constant", "linear"] = Field(
@@ -195,5 +201,6 @@ class UpdateConfig(_Section):
 
     def in_round(self, number: int) -> UpdateConfig:
         """These settings as round `number` ≥ 1 uses them."""
+        method = "supervised" if number <= self.supervised_rounds else self.method
         rate = self.learning_rate * self.round_decay ** (number - 1)
-        return self.model_copy(update={"learning_rate": rate})
+        return self.model_copy(update={"learning_rate": rate, "method": method})

@@ -57,6 +57,40 @@ def update(
     share = config.held_out_share if learns_from_pairs else 0.0
     train_rows, held_rows = pairs.split_by_prompt(share, seed) if pairs is not None else ([], [])
     drift = DriftProbe(model, pairs, held_rows, config, seed)
+    parameters, reference = _set_up(model, config, parent, seed, sharding, learns_from_pairs)
+    optimiser = torch.optim.AdamW(
+        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99)
+    )
+    groups = pairs.groups(train_rows, config.losers_per_winner) if pairs is not None else []
+    ranks = Ranks()
+    ranks.check_shares(config)
+    u = Update(model, parameters, optimiser, pairs, groups, anchors, config, seed, ranks, reference)
+    run = _Run(u, held_rows, drift, out / "_scratch", warn)
+    if pairs is not None and learns_from_pairs:
+        run.look_at_motion(motion_gap(pairs))
+    log = StepLog(out / "log.jsonl", from_step=run.state["step"], also=on_step, writes=ranks.rank == 0)
+    for step in range(run.state["step"], config.num_steps):
+        if run.state["stopped"]:
+            break
+        log({"step": step, "split": "train", **run.step(step)})
+        last = step == config.num_steps - 1
+        if held_rows and (last or step % config.evaluate_every == config.evaluate_every - 1):
+            log({"step": step, "split": "held_out", **run.look_at_held_out(step)})
+        run.state["step"] = step + 1
+        if last or run.state["stopped"] or step % config.checkpoint_every == config.checkpoint_every - 1:
+            run.save()
+    return run.finish(out / "checkpoint")
+
+
+def _set_up(
+    model: VideoModel,
+    config: UpdateConfig,
+    parent: Path | None,
+    seed: int,
+    sharding: Sharding | None,
+    learns_from_pairs: bool,
+) -> tuple[list[torch.nn.Parameter], ReferenceErrors]:
+    """Policy and reference as the config wants them: what is trained, and errors of the reference."""
     if sharding is not None:
         model.leave_device()
     parameters = model.prepare_training(config.lora, parent, config.reference, mix(seed, 3))
@@ -70,92 +104,7 @@ def update(
     reference = ReferenceErrors(config.reference_draws, model.reference_state() if learns_from_pairs else [])
     if sharding is not None:
         parameters = model.shard(sharding)
-    optimiser = torch.optim.AdamW(
-        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99)
-    )
-    groups = pairs.groups(train_rows, config.losers_per_winner) if pairs is not None else []
-    ranks = Ranks()
-    ranks.check_shares(config)
-    u = Update(model, parameters, optimiser, pairs, groups, anchors, config, seed, ranks, reference)
-    average = RunningAverage(parameters, config.average)
-    moving = MovingReference(model, parameters, config) if config.reference == "ema" else None
-    run = _Run(u, average, moving, out / "_scratch", ranks)
-    state = run.resume()
-    result: dict[str, Any] = {}
-    if pairs is not None and learns_from_pairs:
-        result["motion_gap"] = motion_gap(pairs)
-        most = config.limits.motion_gap
-        if most is not None and result["motion_gap"] < -most:
-            state["stopped"] = (
-                f"winners move {-result['motion_gap']:.0%} less than losers, more than "
-                f"update.limits.motion_gap {most:g} allows"
-            )
-    if not held_rows and (config.limits.drift or config.limits.displacement):
-        warn("update.limits.drift and displacement need held-out pairs: raise update.held_out_share")
-    log = StepLog(out / "log.jsonl", from_step=state["step"], also=on_step, writes=ranks.rank == 0)
-    for step in range(state["step"], config.num_steps):
-        if state["stopped"]:
-            break
-        for group in optimiser.param_groups:
-            group["lr"] = config.learning_rate * _rate(config, step)
-        row = take_step(u, step)
-        average.update(step)
-        if moving is not None:
-            moving.update(step)
-        log({"step": step, "split": "train", **row})
-        state["accuracies"].append(row.get("implicit_accuracy", 0.0))
-        last = step == config.num_steps - 1
-        if held_rows and (last or step % config.evaluate_every == config.evaluate_every - 1):
-            weights = average.swap()
-            held = _held_out(u, held_rows) | {"drift": drift.measure(model)}
-            log({"step": step, "split": "held_out", **held})
-            _watch(state, held, config, step, warn)
-            # Accuracy, not the loss: at a high β the loss follows a few overconfident pairs and picks an
-            # early step. Among steps that so few pairs cannot tell apart the last one is taken: the rate
-            # falls, and its noise leaves the weights.
-            if not state["stopped"]:
-                state["top"] = max(state["top"], held["implicit_accuracy"])
-                if near_best(held["implicit_accuracy"], state["top"], len(held_rows)):
-                    state["best"] = {"step": step, **held}
-                    run.save_best()
-            reshard(model.transformers)
-            average.swap(weights)
-        state["step"] = step + 1
-        if last or state["stopped"] or step % config.checkpoint_every == config.checkpoint_every - 1:
-            run.save(state)
-    best: dict[str, Any] = {"step": config.num_steps - 1}
-    average.swap()
-    if state["best"]:
-        best = state["best"]
-        run.load_best()
-    model.eval()
-    reshard(model.transformers)
-    model.save_checkpoint(out / "checkpoint", writes=ranks.rank == 0)
-    ranks.wait()
-    result |= {key: state[key] for key in ("stopped", "saturated_at") if state[key] is not None}
-    return {f"chosen_{k}": v for k, v in best.items()} | result
-
-
-def _watch(
-    state: dict[str, Any],
-    held: dict[str, float],
-    config: UpdateConfig,
-    step: int,
-    warn: Callable[[str], None],
-) -> None:
-    """Notes in `state` whether the update must stop, and warns once of saturation."""
-    state["margins"].append(held["margin"])
-    if state["saturated_at"] is None and is_saturated(state["accuracies"], state["margins"]):
-        state["saturated_at"] = step
-        warn(
-            f"step {step}: implicit accuracy on training pairs is above 0.98 while held-out margins no "
-            "longer rise: the policy tells these pairs apart by something that does not carry over. Sample "
-            "harder or more pairs, or lower update.num_steps"
-        )
-    state["accuracies"] = []
-    state["stopped"] = why_stop(config.limits, held)
-    if state["stopped"]:
-        warn(f"step {step}: the update stops, since {state['stopped']}")
+    return parameters, reference
 
 
 @torch.no_grad()
@@ -191,15 +140,96 @@ def _rate(config: UpdateConfig, step: int) -> float:
 
 
 class _Run:
-    """The step checkpoints of an update, in a scratch folder."""
+    """An update between its first and last step: progress, averages, held-out looks, step checkpoints.
+
+    `state` is what a resumed update must know beside weights and optimiser, as plain data.
+    """
 
     def __init__(
-        self, u: Update, average: RunningAverage, moving: MovingReference | None, folder: Path, ranks: Ranks
+        self, u: Update, held_rows: list[int], drift: DriftProbe, folder: Path, warn: Callable[[str], None]
     ) -> None:
-        self.u, self.average, self.moving, self.folder, self.ranks = u, average, moving, folder, ranks
+        self.u, self.held_rows, self.drift, self.folder, self.warn = u, held_rows, drift, folder, warn
+        self.average = RunningAverage(u.parameters, u.config.average)
+        ema = u.config.reference == "ema"
+        self.moving = MovingReference(u.model, u.parameters, u.config) if ema else None
+        self.result: dict[str, Any] = {}
         folder.mkdir(parents=True, exist_ok=True)
+        limits = u.config.limits
+        if not held_rows and (limits.drift or limits.displacement):
+            warn("update.limits.drift and displacement need held-out pairs: raise update.held_out_share")
+        self.state = self._resume()
 
-    def resume(self) -> dict[str, Any]:
+    def step(self, step: int) -> dict[str, float]:
+        """One optimiser step; returns what is logged."""
+        for group in self.u.optimiser.param_groups:
+            group["lr"] = self.u.config.learning_rate * _rate(self.u.config, step)
+        row = take_step(self.u, step)
+        self.average.update(step)
+        if self.moving is not None:
+            self.moving.update(step)
+        self.state["accuracies"].append(row.get("implicit_accuracy", 0.0))
+        return row
+
+    def look_at_motion(self, gap: float) -> None:
+        """Refuses pairs whose winners move too little."""
+        self.result["motion_gap"] = gap
+        most = self.u.config.limits.motion_gap
+        if most is not None and gap < -most:
+            self.state["stopped"] = (
+                f"winners move {-gap:.0%} less than losers, more than "
+                f"update.limits.motion_gap {most:g} allows"
+            )
+
+    def look_at_held_out(self, step: int) -> dict[str, float]:
+        """Measures the averaged weights on held-out pairs; keeps them if none before were clearly better."""
+        state = self.state
+        weights = self.average.swap()
+        held = _held_out(self.u, self.held_rows) | {"drift": self.drift.measure(self.u.model)}
+        self._watch(held, step)
+        # Accuracy, not the loss: at a high β the loss follows a few overconfident pairs and picks an early
+        # step. Among steps that so few pairs cannot tell apart the last one is taken: the rate falls, and
+        # its noise leaves the weights.
+        if not state["stopped"]:
+            state["top"] = max(state["top"], held["implicit_accuracy"])
+            if near_best(held["implicit_accuracy"], state["top"], len(self.held_rows)):
+                state["best"] = {"step": step, **held}
+                self._save_best()
+        reshard(self.u.model.transformers)
+        self.average.swap(weights)
+        return held
+
+    def _watch(self, held: dict[str, float], step: int) -> None:
+        """Notes whether the update must stop, and warns once of saturation."""
+        state = self.state
+        state["margins"].append(held["margin"])
+        if state["saturated_at"] is None and is_saturated(state["accuracies"], state["margins"]):
+            state["saturated_at"] = step
+            self.warn(
+                f"step {step}: implicit accuracy on training pairs is above 0.98 while held-out margins no "
+                "longer rise: the policy tells these pairs apart by something that does not carry over. "
+                "Sample harder or more pairs, or lower update.num_steps"
+            )
+        state["accuracies"] = []
+        state["stopped"] = why_stop(self.u.config.limits, held)
+        if state["stopped"]:
+            self.warn(f"step {step}: the update stops, since {state['stopped']}")
+
+    def finish(self, checkpoint: Path) -> dict[str, Any]:
+        """Writes the checkpoint of the chosen step; returns what `update` does."""
+        best: dict[str, Any] = {"step": self.u.config.num_steps - 1}
+        self.average.swap()
+        if self.state["best"]:
+            best = self.state["best"]
+            self._load_best()
+        model, ranks = self.u.model, self.u.ranks
+        model.eval()
+        reshard(model.transformers)
+        model.save_checkpoint(checkpoint, writes=ranks.rank == 0)
+        ranks.wait()
+        ended = {k: self.state[k] for k in ("stopped", "saturated_at") if self.state[k] is not None}
+        return {f"chosen_{k}": v for k, v in best.items()} | self.result | ended
+
+    def _resume(self) -> dict[str, Any]:
         """Loads the last step checkpoint; returns the progress, that of a start if there is none."""
         path = self.folder / "state.pt"
         if not path.exists():
@@ -207,7 +237,7 @@ class _Run:
             if self.u.config.limits.any:
                 # an update that breaks its limits at the first look gives back what it was given
                 state["best"] = {"step": -1}
-                self.save_best()
+                self._save_best()
             return state
         saved = torch.load(path, weights_only=True, map_location="cpu")
         self.u.model.load_trainable_state(saved["weights"])
@@ -219,7 +249,8 @@ class _Run:
             self.moving.write()
         return saved["progress"]
 
-    def save(self, progress: dict[str, Any]) -> None:
+    def save(self) -> None:
+        """Writes a step checkpoint."""
         self._write(
             "state.pt",
             {
@@ -228,23 +259,23 @@ class _Run:
                 "average": whole(self.average.shadow),
                 "reference": whole(self.moving.shadow) if self.moving is not None else [],
                 "reference_errors": self.u.reference.state(),
-                "progress": progress,
+                "progress": self.state,
             },
         )
 
-    def save_best(self) -> None:
+    def _save_best(self) -> None:
         self._write("best.pt", self.u.model.trainable_state())
 
-    def load_best(self) -> None:
+    def _load_best(self) -> None:
         best = torch.load(self.folder / "best.pt", weights_only=True, map_location="cpu")
         self.u.model.load_trainable_state(best)
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
-        if self.ranks.rank == 0:
+        if self.u.ranks.rank == 0:
             temporary = self.folder / f"{name}.tmp"
             torch.save(content, temporary)
             os.replace(temporary, self.folder / name)
-        self.ranks.wait()
+        self.u.ranks.wait()
 
 
 def _copy(whole_tensors: list[Tensor], into: list[Tensor]) -> None:

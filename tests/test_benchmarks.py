@@ -6,13 +6,14 @@ import pytest
 import torch
 
 import loop.embedded as embedded
-from benchmarks.arms import ARMS, paired
+from benchmarks.arms import ARMS, SHARED, paired, share_start
 from benchmarks.dpo_step import counted
 from benchmarks.noise_levels import ratio_of, second_moments
 from benchmarks.sampling import Arms
 from generator.config import GeneratorConfig, SamplingConfig, UpdateConfig
 from generator.models.base import load_model
 from loop.config_file import load_config
+from loop.store import Store
 from tests.test_generator import make_pairs
 from tests.tiny_wan import make_tiny_wan
 
@@ -27,6 +28,21 @@ def test_every_arm_is_a_valid_setting_of_the_quickstart(arm):
     assert (control.update.method == "supervised") == (arm == "supervised")
     trains_on_pairs = control.update.preference_weight > 0 and control.update.method == "preference"
     assert trains_on_pairs == (arm not in ("likelihood", "supervised"))
+
+
+def test_an_arm_starts_with_what_ours_has_made(tmp_path):
+    ours, arm = tmp_path / "ours-0", tmp_path / "random_labels-0"
+    for name in SHARED:
+        (ours / name).mkdir(parents=True)
+        (ours / name / "file").write_text(name)
+    (ours / "round-001" / "pair").mkdir()
+    share_start(ours, arm)
+    Store(arm).lock()  # it is a run, so the campaign takes it
+    assert sorted(str(p.parent.relative_to(arm)) for p in arm.rglob("file")) == sorted(SHARED)
+    assert not (arm / "round-001" / "pair").exists()
+    share_start(ours, arm)  # a second time it is left alone
+    share_start(tmp_path / "ours-1", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_differences_are_paired():

@@ -441,6 +441,13 @@ def test_a_later_round_takes_smaller_steps():
     assert settings.in_round(3).beta == 7
 
 
+def test_supervised_rounds_come_before_preferences():
+    settings = UpdateConfig(supervised_rounds=2)
+    assert [settings.in_round(k).needs_pairs for k in (1, 2, 3)] == [False, False, True]
+    assert [settings.in_round(k).real_weight for k in (1, 2, 3)] == [1, 1, 0]
+    assert UpdateConfig(method="supervised").in_round(3).method == "supervised"
+
+
 @pytest.mark.parametrize(
     ("terms", "needed"),
     [
