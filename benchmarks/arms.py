@@ -35,7 +35,7 @@ ARMS: dict[str, list[str]] = {
     "ours": [],
     "random_labels": ["pair.control=random_labels"],
     "likelihood": [*_NO_PAIRS, "update.preference_weight=0", "update.winner_likelihood=0"],
-    # a step of ours sees 16 winners, 16 losers and 16 anchors; as many clips here, all of them real
+    # a step of ours sees 12 winners, 12 losers and 24 anchors; as many clips here, all of them real
     "supervised": [*_NO_PAIRS, "update.method=supervised", "update.anchors_per_step=48"],
     "oracle_labels": [],
 }
