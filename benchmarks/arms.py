@@ -15,7 +15,6 @@ import os
 import shutil
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -39,6 +38,7 @@ ARMS: dict[str, list[str]] = {
     "supervised": [*_NO_PAIRS, "update.method=supervised", "update.anchors_per_step=48"],
     "oracle_labels": [],
 }
+Scores = dict[str, tuple[str, float]]  # take_id → (prompt, the oracle's total)
 SHARED = ["round-000/prepare", "round-000/evaluate"]
 SHARED += [f"round-001/{stage}" for stage in ("train_judge", "judge_gate", "sample", "label")]
 
@@ -90,18 +90,24 @@ def run_arm(arm: str, seed: int, out: Path, overrides: list[str]) -> Path:
     return folder
 
 
-def scores(run: Path, round_number: int) -> dict[str, tuple[str, float]]:
-    """take_id → (prompt, the oracle's total) of a round's evaluation."""
+def scores(run: Path, round_number: int) -> Scores:
+    """Of a round's evaluation."""
     folder = run / f"round-{round_number:03d}" / "evaluate"
     prompts = {t["take_id"]: t["prompt_id"] for t in pq.read_table(folder / "takes.parquet").to_pylist()}
     rows = pq.read_table(folder / "scores.parquet").to_pylist()
     return {r["take_id"]: (prompts[r["take_id"]], r["oracle_total"]) for r in rows}
 
 
-def paired(one: dict[str, tuple[str, float]], other: dict[str, tuple[str, float]]) -> Interval:
+def paired(one: Scores, other: Scores) -> Interval:
     """Mean of one − other over equal prompts and seeds."""
     names = sorted(one)
     return bootstrap_mean([one[n][1] - other[n][1] for n in names], [one[n][0] for n in names], seed=0)
+
+
+def over_seeds(pairs: list[tuple[Scores, Scores]]) -> Interval:
+    """`paired` over several campaigns: a caption's cells of all of them are drawn together."""
+    cells = [(one[n][1] - other[n][1], one[n][0]) for one, other in pairs for n in sorted(one)]
+    return bootstrap_mean([d for d, _ in cells], [caption for _, caption in cells], seed=0)
 
 
 def show(found: Interval) -> str:
@@ -118,29 +124,31 @@ def main() -> None:
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args()
     rounds = load_config("configs/quickstart.yaml", options.overrides).config.rounds
-    table: list[dict[str, Any]] = []
-    gains: dict[str, list[float]] = defaultdict(list)
+    gains: dict[str, list[tuple[Scores, Scores]]] = defaultdict(list)
+    differences: dict[str, list[tuple[Scores, Scores]]] = defaultdict(list)
     for seed in options.seeds:
-        ours: dict[str, tuple[str, float]] | None = None
+        ours: Scores | None = None
         for arm in options.arms:
             run = run_arm(arm, seed, options.out, options.overrides)
             by_round = [scores(run, k) for k in range(rounds + 1)]
             ours = by_round[-1] if arm == "ours" else ours
-            gain = paired(by_round[-1], by_round[0])
-            gains[arm].append(gain.value)
+            gains[arm].append((by_round[-1], by_round[0]))
+            if ours and arm != "ours":
+                differences[arm].append((ours, by_round[-1]))
             totals = [float(np.mean([s for _, s in r.values()])) for r in by_round]
-            against = paired(ours, by_round[-1]) if ours and arm != "ours" else None
             row = {
                 "seed": seed,
                 "arm": arm,
                 "totals": [round(t, 3) for t in totals],
-                "gain": show(gain),
-                "ours minus this": show(against) if against else "",
+                "gain": show(paired(*gains[arm][-1])),
+                "ours minus this": show(paired(*differences[arm][-1])) if differences[arm] else "",
             }
-            table.append(row)
             print(json.dumps(row), flush=True)
-    for arm, values in gains.items():
-        print(f"{arm}: mean gain {np.mean(values):+.3f} over {len(values)} seeds")
+    for arm, both in gains.items():
+        row = {"seeds": len(both), "arm": arm, "gain": show(over_seeds(both))}
+        if differences[arm]:
+            row["ours minus this"] = show(over_seeds(differences[arm]))
+        print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import loop.embedded as embedded
-from benchmarks.arms import ARMS, SHARED, paired, share_start
+from benchmarks.arms import ARMS, SHARED, over_seeds, paired, share_start
 from benchmarks.dpo_step import counted
 from benchmarks.noise_levels import ratio_of, second_moments
 from benchmarks.sampling import Arms
@@ -50,6 +50,14 @@ def test_differences_are_paired():
     other = {name: (p, value - 0.2) for name, (p, value) in one.items()}
     found = paired(one, other)
     assert found.value == pytest.approx(0.2) and found.low == pytest.approx(0.2) and found.num == 12
+
+
+def test_differences_over_seeds_draw_captions_not_cells():
+    """Two captions, one a point better and one a point worse in every campaign: nothing is known."""
+    one = {f"{p}-{s}": (p, 1.0 if p == "a" else 0.0) for p in "ab" for s in range(50)}
+    other = {name: (p, 1.0 - value) for name, (p, value) in one.items()}
+    found = over_seeds([(one, other)] * 3)
+    assert found.value == 0 and (found.low, found.high) == (-1, 1) and found.num == 300
 
 
 def test_forwards_of_a_step_are_counted_as_by_hand():
