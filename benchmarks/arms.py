@@ -1,10 +1,11 @@
 """Does the loop improve the model, and for the right reason? Ours against four control arms at equal updates.
 
-    python benchmarks/arms.py --seeds 0 1 2 --out runs/arms [--arms ours random_labels …] [--set key=value …]
+    python benchmarks/arms.py --seeds 0 1 2 --out runs/arms [--config configs/few-clips.yaml]
+                              [--arms ours random_labels …] [--set key=value …]
 
-Every arm is a whole campaign of configs/quickstart.yaml with the gate off; runs that exist are resumed. The
-table gives the oracle's total on the report prompts after each round, the paired gain over the base and the
-paired difference from ours, each with a bootstrap 95 % interval over captions.
+Every arm is a whole campaign of configs/quickstart.yaml (or the given one) with the gate off; runs that exist
+are resumed. The table gives the oracle's total on the report prompts after each round, the paired gain over
+the base and the paired difference from ours, each with a bootstrap 95 % interval over captions.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ ARMS: dict[str, list[str]] = {
     "ours": [],
     "random_labels": ["pair.control=random_labels"],
     "likelihood": [*_NO_PAIRS, "update.preference_weight=0", "update.winner_likelihood=0"],
-    # a step of ours sees 12 winners, 12 losers and 24 anchors; as many clips here, all of them real
+    # as many clips a step as ours sees (winners, losers and anchors), all of them real
     "supervised": [*_NO_PAIRS, "update.method=supervised", "update.anchors_per_step=48"],
     "oracle_labels": [],
 }
@@ -77,7 +78,7 @@ def share_start(ours: Path, folder: Path) -> None:
     store.unlock()
 
 
-def run_arm(arm: str, seed: int, out: Path, overrides: list[str]) -> Path:
+def run_arm(arm: str, seed: int, out: Path, config: str, overrides: list[str]) -> Path:
     """The finished campaign of one arm."""
     folder = out / f"{arm}-{seed}"
     if not any(key.startswith("sample.") for key in ARMS[arm]):
@@ -86,7 +87,7 @@ def run_arm(arm: str, seed: int, out: Path, overrides: list[str]) -> Path:
     stages = dict(STAGES)
     if arm == "oracle_labels":
         stages["pair"] = Stage(oracle_pair, STAGES["pair"].inputs, STAGES["pair"].config)
-    run_campaign(load_config("configs/quickstart.yaml", settings), Store(folder), stages)
+    run_campaign(load_config(config, settings), Store(folder), stages)
     return folder
 
 
@@ -120,16 +121,17 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--config", default="configs/quickstart.yaml")
     parser.add_argument("--out", type=Path, default=Path("runs/arms"))
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args()
-    rounds = load_config("configs/quickstart.yaml", options.overrides).config.rounds
+    rounds = load_config(options.config, options.overrides).config.rounds
     gains: dict[str, list[tuple[Scores, Scores]]] = defaultdict(list)
     differences: dict[str, list[tuple[Scores, Scores]]] = defaultdict(list)
     for seed in options.seeds:
         ours: Scores | None = None
         for arm in options.arms:
-            run = run_arm(arm, seed, options.out, options.overrides)
+            run = run_arm(arm, seed, options.out, options.config, options.overrides)
             by_round = [scores(run, k) for k in range(rounds + 1)]
             ours = by_round[-1] if arm == "ours" else ours
             gains[arm].append((by_round[-1], by_round[0]))

@@ -18,14 +18,18 @@ from tests.test_generator import make_pairs
 from tests.tiny_wan import make_tiny_wan
 
 
+@pytest.mark.parametrize("file", ["configs/quickstart.yaml", "configs/few-clips.yaml"])
 @pytest.mark.parametrize("arm", ARMS)
-def test_every_arm_is_a_valid_setting_of_the_quickstart(arm):
-    ours = load_config("configs/quickstart.yaml", []).config
-    control = load_config("configs/quickstart.yaml", ARMS[arm]).config
+def test_every_arm_is_a_valid_setting(arm, file):
+    ours = load_config(file, []).config
+    control = load_config(file, ARMS[arm]).config
     assert control.update.num_steps == ours.update.num_steps  # equal updates
     assert control.update.learning_rate == ours.update.learning_rate
     assert (control.pair.control == "random_labels") == (arm == "random_labels")
     assert (control.update.method == "supervised") == (arm == "supervised")
+    if arm == "supervised":  # as many clips a step
+        clips = 2 * ours.update.pairs_per_step + ours.update.anchors_per_step
+        assert control.update.anchors_per_step == clips
     trains_on_pairs = control.update.preference_weight > 0 and control.update.method == "preference"
     assert trains_on_pairs == (arm not in ("likelihood", "supervised"))
 

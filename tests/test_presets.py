@@ -31,7 +31,7 @@ from loop.models import resolve_model
 from loop.progress import Display
 from loop.stages import StageContext
 from loop.steps.common import clip_paths
-from loop.steps.update import _first_frames, _pairs
+from loop.steps.update import _first_frames, read_pairs
 from loop.store import Store
 from reward.certainty import load
 
@@ -176,7 +176,7 @@ def test_realdpo_three_losers_share_a_real_winner_and_no_judge_decides(finished)
         groups[p["winner_id"]].append(p["loser_id"])
     assert [len(losers) for losers in groups.values()] == [3, 3, 3]
     assert run.table("label", "votes") == []
-    rows = _pairs(run.context("update"), load_tiny(run), run.pairs)
+    rows = read_pairs(run.context("update"), load_tiny(run), run.pairs)
     settings = run.config.update
     assert [len(g) for g in rows.groups(range(9), settings.losers_per_winner)] == [3, 3, 3]
     # the control arm may make an anchor the loser; the first frame stays that of its take
@@ -261,7 +261,7 @@ def test_huvidpo_people_decide_and_the_winners_first_frame_is_given(finished, tm
 
     # the winner's own first frame is what the network is told of both clips
     model = load_tiny(run)
-    pairs = _pairs(run.context("update"), model, run.pairs)
+    pairs = read_pairs(run.context("update"), model, run.pairs)
     files = {r[f"clip_{s}"]: run.folder("prepare") / r[f"file_{s}"] for r in rows.values() for s in "AB"}
     for i, p in enumerate(run.pairs):
         frame = to_tensor(read_clip(files[p["winner_id"]])[0][:1])
@@ -303,7 +303,7 @@ def test_mixed_all_sources_meet_in_one_update_and_weigh_by_certainty(finished, t
     assert len({p["weight"] for p in run.pairs}) > 2
     drops = run.drops()
     assert drops["human", "tie"] == 1 and drops["human", "leaks_a_held_out_prompt"] > 0
-    pairs = _pairs(run.context("update"), load_tiny(run), run.pairs)
+    pairs = read_pairs(run.context("update"), load_tiny(run), run.pairs)
     assert pairs.weights.tolist() == pytest.approx([p["weight"] for p in run.pairs])
     assert "<html" in (run.root / "report.html").read_text()
     plain_diffusers_films_alike(run)
