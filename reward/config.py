@@ -42,7 +42,9 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-_SET_BY_RETAKE = ("model", "messages", "temperature", "top_p", "max_tokens", "seed", "n", "logprobs", "stream")
+_SET_BY_RETAKE = frozenset(
+    ("model", "messages", "temperature", "top_p", "max_tokens", "seed", "n", "logprobs", "stream")
+)
 
 
 class ServerConfig(_Section):
@@ -57,7 +59,7 @@ class ServerConfig(_Section):
         None, description="NAME of the environment variable that holds the key; null = a server without keys"
     )
     max_concurrency: int = Field(16, ge=1, description="requests under way at once")
-    timeout_seconds: float = Field(300.0, gt=0, description="for one attempt, from connecting to the last byte")
+    timeout_seconds: float = Field(300.0, gt=0, description="for one attempt, from first to last byte")
     max_retries: int = Field(8, ge=0, description="attempts after the first, for each request")
     backoff_seconds: float = Field(
         1.0,
@@ -113,12 +115,12 @@ class ServerConfig(_Section):
     @field_validator("extra_body")
     @classmethod
     def _leaves_ours(cls, extra: dict[str, Any]) -> dict[str, Any]:
-        for name in sorted(set(extra) & set(_SET_BY_RETAKE)):
+        for name in sorted(set(extra) & _SET_BY_RETAKE):
             raise ValueError(f"{name} is set by retake from the other keys of judge; remove it here")
         return extra
 
     def api_key(self) -> SecretStr | None:
-        """The key, or None for a server without. Raises ValueError for a variable that holds no usable key."""
+        """The key, or None for a server without. Raises ValueError for a variable without a usable key."""
         if self.api_key_env is None:
             return None
         key = os.environ.get(self.api_key_env, "").strip()
@@ -129,7 +131,8 @@ class ServerConfig(_Section):
             )
         if not (key.isascii() and key.isprintable()):
             raise ValueError(
-                f"judge.server.api_key_env: {self.api_key_env} holds characters that no key has; export it again"
+                f"judge.server.api_key_env: {self.api_key_env} holds characters that no key has; export it "
+                "again"
             )
         return SecretStr(key)
 
@@ -160,7 +163,7 @@ class JudgeConfig(_Section):
     )
     model: str | None = Field(
         None,
-        description="a transformers folder, a hub id, or embedded:NAME; for type openai the server's name for it",
+        description="a transformers folder, a hub id, or embedded:NAME; for openai the server's name of it",
     )
     server: ServerConfig | None = Field(None, description="for type openai: where the server is")
     target: str | None = Field(
@@ -216,7 +219,9 @@ class JudgeConfig(_Section):
 
     def _needs_of_openai(self) -> None:
         if self.model is None:
-            raise ValueError("judge.type is openai: set judge.model to the name that the server lists at /models")
+            raise ValueError(
+                "judge.type is openai: set judge.model to the name that the server lists at /models"
+            )
         if self.server is None:
             raise ValueError(
                 "judge.type is openai: set judge.server.base_url, such as http://localhost:8000/v1"

@@ -1,4 +1,4 @@
-"""Which frames of a clip a judge is shown, at which size and time: one road for every type. Imports no torch."""
+"""Which frames of a clip a judge is shown, at which size and time, whatever its type. Imports no torch."""
 
 from __future__ import annotations
 

@@ -99,13 +99,12 @@ class OpenAIJudge:
         """The votes by index of their ask. The first error ends all requests that are under way."""
         votes: dict[int, Vote] = {}
         slots = anyio.CapacityLimiter(self.settings.max_concurrency)
-        encoding = anyio.CapacityLimiter(1)  # in a thread, so that replies are read meanwhile; one, for the cache
+        # in a thread, so that replies are read meanwhile; in one, since the cache is for one at a time
+        encoding = anyio.CapacityLimiter(1)
 
         async def request(rows: list[int]) -> None:
             async with slots:
-                body = await anyio.to_thread.run_sync(
-                    self._body, asks[rows[0]], len(rows), limiter=encoding
-                )
+                body = await anyio.to_thread.run_sync(self._body, asks[rows[0]], len(rows), limiter=encoding)
                 completion = await self.server.complete(body)
             replies = self._replies(completion, [asks[i] for i in rows])
             votes.update(zip(rows, replies, strict=True))
@@ -160,7 +159,7 @@ class OpenAIJudge:
         return ShownClip(times, [_data_url(image) for image in images])
 
     def _replies(self, completion: dict[str, Any], asks: Sequence[Ask]) -> list[Vote]:
-        """The votes of one response. Raises ValueError where another model answered, or not as often as asked."""
+        """The votes of one response. Raises ValueError for another model's, or for too few or too many."""
         served = completion.get("model")
         if isinstance(served, str) and served and not same_model(self.model, served):
             raise ValueError(
@@ -170,8 +169,8 @@ class OpenAIJudge:
         choices = sorted(completion["choices"], key=lambda choice: choice.get("index") or 0)
         if len(choices) != len(asks):
             raise ValueError(
-                f"the server at {self.server.url} returned {len(choices)} replies where {len(asks)} were asked "
-                "for; set judge.server.requests to one_vote"
+                f"the server at {self.server.url} returned {len(choices)} replies where {len(asks)} were "
+                "asked for; set judge.server.requests to one_vote"
             )
         return [
             vote_of(ask, read_choice(choice, ask), log_probability_of(choice))

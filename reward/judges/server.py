@@ -24,12 +24,12 @@ _LONGEST_WAIT = 600.0  # seconds; a server that asks for more (a spent daily quo
 _EXCERPT = 400  # characters of a server's words in our messages
 
 _TOO_MUCH = (
-    "lower judge.num_frames, judge.num_segment_frames, judge.frame_size or judge.max_new_tokens, or start the "
-    "server with more room (vLLM: --max-model-len, --limit-mm-per-prompt)"
+    "lower judge.num_frames, judge.num_segment_frames, judge.frame_size or judge.max_new_tokens, or start "
+    "the server with more room (vLLM: --max-model-len, --limit-mm-per-prompt)"
 )
 # what a 400 or 422 is about, told by the server's words, and what to do; the first that fits
 _REMEDIES = (
-    (r"max_completion_tokens", "this model takes no max_tokens, which retake sends; choose another judge.model"),
+    (r"max_completion_tokens", "it takes no max_tokens, which retake sends; choose another judge.model"),
     (r"context|too long|too large|too many|image|multi-?modal|max_tokens", _TOO_MUCH),
     (r"logprob", "set judge.server.logprobs to false"),
     (r"temperature", "change judge.temperature"),
@@ -39,7 +39,7 @@ _REMEDY = "compare judge.model and judge.server with what the server takes"
 
 
 class ServerUnavailable(RuntimeError):
-    """All attempts failed. What was asked before is kept by the stage; the same command goes on from there."""
+    """All attempts failed. Stages keep the shards that were asked before and go on from there."""
 
 
 class Server:
@@ -133,11 +133,10 @@ class Server:
         headers = {"Content-Type": "application/json"} if body is not None else {}
         try:
             with anyio.fail_after(self.settings.timeout_seconds):
-                response = await self._client.request(
-                    method, self.url + path, content=body, headers=headers
-                )
+                response = await self._client.request(method, self.url + path, content=body, headers=headers)
         except TimeoutError:
-            return None, f"no answer within {self.settings.timeout_seconds:g} s (judge.server.timeout_seconds)"
+            limit = f"{self.settings.timeout_seconds:g} s (judge.server.timeout_seconds)"
+            return None, f"no answer within {limit}"
         except httpx2.RequestError as error:
             return None, self.quote(f"{type(error).__name__}: {error}")
         return response, f"status {response.status_code} ({self.quote(_words_of(response))})"
