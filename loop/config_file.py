@@ -133,7 +133,8 @@ def _apply(data: dict[str, Any], places: dict[str, str], override: str) -> None:
     section[names[-1]] = parsed
     for known in [known for known in places if known == key or known.startswith(f"{key}.")]:
         del places[known]
-    places[key] = f"--set {override}"
+    # what stands in place of a variable's name may be the key itself
+    places[key] = f"--set {key}" if key.endswith("api_key_env") else f"--set {override}"
 
 
 def _explain(error: ValidationError, data: dict[str, Any], places: dict[str, str], origin: str) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from loop.config import CampaignConfig
 from loop.errors import UserError
+from reward.config import JudgeConfig
 from reward.judge import check_judge_type, import_target
 
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -15,18 +16,38 @@ _PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 
 
 def check_models(config: CampaignConfig) -> None:
-    """Raise UserError for what no stage could load. Imports judge.target, reads no weights."""
+    """Raise UserError for what no stage could load. No weights are read, no server asked."""
     try:
         check_judge_type(config.judge.type)
         if config.judge.target is not None:
             import_target(config.judge.target, "judge.target")
+        if config.judge.type == "openai" and config.judge.server is not None:
+            config.judge.server.api_key()
     except ValueError as error:
         raise UserError(str(error)) from None
+    if config.rounds:
+        check_training(config)
     _check_folder(
         resolve_model(config.generator.model, "generator.model"), "generator.model", "model_index.json"
     )
-    if config.judge.model is not None:
+    if has_weights_here(config.judge):
+        assert config.judge.model is not None
         _check_folder(resolve_model(config.judge.model, "judge.model"), "judge.model", "config.json")
+
+
+def check_training(config: CampaignConfig) -> None:
+    """Raise UserError for a judge that is to be trained, but of a type that cannot be."""
+    settings = config.train_judge
+    if config.judge.type != "transformers" and (settings.num_steps or settings.preference_steps):
+        raise UserError(
+            f"judge.type {config.judge.type} cannot be trained; set train_judge.num_steps and "
+            "preference_steps to 0 to use it as it is, or use a transformers judge"
+        )
+
+
+def has_weights_here(judge: JudgeConfig) -> bool:
+    """Whether judge.model names weights on this machine or the hub, and not what a server calls its own."""
+    return judge.model is not None and judge.type != "openai"
 
 
 def _check_folder(resolved: str, key: str, marker: str) -> None:

@@ -11,10 +11,11 @@ from typing import Any
 from loop.config import CampaignConfig, changed_keys
 from loop.errors import StageFailed, UserError
 from loop.launchers import LAUNCHERS
-from loop.models import model_identity, resolve_model
+from loop.models import has_weights_here, model_identity, resolve_model
 from loop.progress import Display
 from loop.stages import Stage, StageContext, derive_seed, plan
 from loop.store import Store, environment, fingerprint, read_manifest
+from reward.config import without_transport
 
 USER_STAGES = ("prepare",)  # reads what the user gave: its ValueErrors are about that, not about our code
 
@@ -83,7 +84,12 @@ class StageRunner:
     def _slice(self, stage: Stage) -> dict[str, Any]:
         """The sections that change the stage's result, and which weights stand behind a model's name."""
         config = self.config.part(stage.config)
+        server = config.get("judge", {}).pop("server", None)
+        if server is not None:  # absent where there is none: it stands in no older manifest
+            config["judge"]["server"] = without_transport(server)
         for section in ("generator", "judge"):
+            if section == "judge" and not has_weights_here(self.config.judge):
+                continue
             model = config.get(section, {}).get("model")
             if model is not None:
                 config[section]["weights"] = model_identity(resolve_model(model, f"{section}.model"))

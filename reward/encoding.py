@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
-import numpy as np
 import torch
 from PIL import Image
 
 from reward.config import JudgeConfig
-from reward.question import Ask, ClipReader, build_message, pick_frames
-
-_CACHE_BYTES = 256 * 2**20
+from reward.frames import ClipCache, instructions_of, num_shown, show
+from reward.question import Ask, ClipReader, build_message
 
 
 @dataclass(frozen=True)
@@ -53,8 +49,7 @@ class Encoder:
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.config = config
-        form = " ".join(f"{dimension}: first|second|tie" for dimension in config.dimensions)
-        self.instructions = config.instructions.replace("{dimensions}", form)
+        self.instructions = instructions_of(config)
         self.pad_id = self.tokenizer.pad_token_id
         if self.pad_id is None:
             self.pad_id = self.tokenizer.eos_token_id
@@ -67,13 +62,13 @@ class Encoder:
             )
         self.merge_size = getattr(image_processor, "merge_size", None)
         self.image_token = getattr(processor, "image_token", None)
-        self._clips: OrderedDict[tuple[str, int], ShownClip] = OrderedDict()
-        self._clip_bytes = 0
+        self._clips: ClipCache[ShownClip] = ClipCache(self._show)
         self.reply_end = self._find_reply_end()
 
     def prompt(self, ask: Ask) -> Prompt:
         """The ask as tokens, up to where the reply starts. Raises ValueError where frames get lost."""
-        shown = tuple(self._clip(reader, ask.question.segment is not None) for reader in ask.shown)
+        num = num_shown(self.config, ask.question.segment is not None)
+        shown = tuple(self._clips.get(reader, num) for reader in ask.shown)
         content = build_message(
             ask,
             self.instructions,
@@ -131,37 +126,14 @@ class Encoder:
             batch["completion_mask"] = completion
         return batch
 
-    def _clip(self, reader: ClipReader, is_segment: bool) -> ShownClip:
-        num_shown = self.config.num_segment_frames if is_segment else self.config.num_frames
-        key = (reader.key, num_shown)
-        if key in self._clips:
-            self._clips.move_to_end(key)
-            return self._clips[key]
-        clip = self._show(reader, num_shown)
-        self._clips[key] = clip
-        self._clip_bytes += clip.num_bytes
-        while self._clip_bytes > _CACHE_BYTES and len(self._clips) > 1:
-            _, oldest = self._clips.popitem(last=False)
-            self._clip_bytes -= oldest.num_bytes
-        return clip
-
-    def _show(self, reader: ClipReader, num_shown: int) -> ShownClip:
-        frames = reader()
-        picked = pick_frames(len(frames.pixels), num_shown)
-        images = [self._image(frames.pixels[i]) for i in picked]
-        times = [i / frames.fps for i in picked]
+    def _show(self, reader: ClipReader, num: int) -> ShownClip:
+        times, images = show(reader, num, self.config.frame_size)
         if self.merge_size is None or self.image_token is None:
             return ShownClip(times, images)
         out = self.processor.image_processor(images=images, return_tensors="pt")
         if set(out) != {"pixel_values", "image_grid_thw"}:
             return ShownClip(times, images)
         return ShownClip(times, [], out["pixel_values"], out["image_grid_thw"])
-
-    def _image(self, frame: np.ndarray) -> Image.Image:
-        side = self.config.frame_size
-        if side is not None and frame.shape[:2] != (side, side):
-            frame = cv2.resize(frame, (side, side), interpolation=cv2.INTER_AREA)
-        return Image.fromarray(frame)
 
     def _patched(self, text: str, shown: tuple[ShownClip, ...]) -> Prompt:
         """What the processor would do, from patches that are already there (a clip is shown in many asks)."""

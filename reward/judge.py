@@ -32,6 +32,7 @@ class Judge(Protocol):
 # dotted paths, so that naming a type imports nothing
 JUDGES: dict[str, str] = {
     "transformers": "reward.judges.transformers:TransformersJudge",
+    "openai": "reward.judges.openai:OpenAIJudge",
     "python": "reward.judges.python:PythonJudge",
 }
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from loop.models import resolve_model
+from loop.models import has_weights_here, resolve_model
 from loop.stages import StageContext
 from loop.steps.common import read_table, write_table
 from loop.steps.questions import StoredClip
@@ -65,9 +65,11 @@ _SHARD = 64  # questions: a kill costs at most this many
 def judge_config(ctx: StageContext, trained: Path | None) -> JudgeConfig:
     """The configured judge with the weights of a train_judge artefact, or its own if there is none."""
     config = ctx.config.judge
-    if config.model is None:
+    if not has_weights_here(config):
         return config
-    model = str(trained / "judge") if trained else resolve_model(config.model, "judge.model")
+    assert config.model is not None
+    in_process = trained is not None and config.type == "transformers"  # no other type is trained
+    model = f"{trained}/judge" if in_process else resolve_model(config.model, "judge.model")
     return config.model_copy(update={"model": model})
 
 

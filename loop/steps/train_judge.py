@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from loop.models import check_training
 from loop.stages import StageContext
 from loop.steps.common import read_table, verdicts_of, write_json
 from loop.steps.judge_gate import known_answers
@@ -22,9 +23,9 @@ from reward.voting import Verdict
 
 def run(ctx: StageContext) -> None:
     if ctx.config.judge.type != "transformers":
-        raise ValueError(
-            f"judge.type {ctx.config.judge.type} cannot be trained here; use a transformers judge"
-        )
+        check_training(ctx.config)
+        write_json(ctx.out / "metrics.json", {"trained": False})  # it judges as it came
+        return
     parent = judge_config(ctx, ctx.inputs.get("judge_parent"))
     assert parent.model is not None
     supervised = known_answer_rows(known_answers(ctx, "train", ctx.config.known_answers.num_train, ctx.seed))
