@@ -7,11 +7,27 @@ import json
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from benchmarks.voting import (
+    ABSTENTION,
+    BALLOTS,
+    CHOSEN,
+    WORLDS,
+    World,
+    choose,
+    fixed_accuracy,
+    frontier,
+    recorded,
+    report,
+    score,
+    simulate,
+    stops,
+)
 from loop.config_file import load_config
 from loop.steps import judging
 from reward.config import VotingConfig
@@ -270,3 +286,95 @@ def test_walds_bound_is_his_formula():
     for wrong in ((0.5, 0.05), (1.0, 0.05), (0.8, 0.0), (0.8, 0.5)):
         with pytest.raises(ValueError, match="must lie between"):
             wald_bound(*wrong)
+
+
+class Recorded:
+    """A judge whose votes are those of a benchmark's array, in the question's order."""
+
+    def __init__(self, answers):
+        self.answers = answers
+
+    def vote(self, asks):
+        return [vote_of(a, Reply(self._of(a), "", None if self._of(a) else "empty")) for a in asks]
+
+    def _of(self, ask):
+        code = self.answers[int(ask.question.id[1:]), ask.ballot, int(ask.swapped)]
+        if code == ABSTENTION:
+            return None
+        answers = {"motion": "tie", "overall": ANSWERS[code]}
+        return mirrored(answers) if ask.swapped else answers
+
+
+def test_the_benchmark_stops_where_a_campaign_does():
+    asked = simulate(WORLDS["everything"], 80, np.random.default_rng(0))
+    votes = vote_in_waves([question(f"q{i}") for i in range(80)], CHOSEN, Recorded(asked.answers).vote)
+    spent = [sum(v.question_id == f"q{i}" for v in votes) for i in range(80)]
+    assert (2 * stops(asked, CHOSEN)).tolist() == spent
+    assert score(asked, CHOSEN)["votes"] == pytest.approx(sum(spent) / (80 * 2 * BALLOTS), abs=1e-3)
+    everything = VotingConfig(num_ballots=BALLOTS)
+    row = score(asked, everything)
+    assert (row["votes"], row["lost"], row["accuracy"]) == (1, 0, row["full accuracy"])
+
+
+def test_simulated_votes_have_the_moments_that_the_world_says():
+    rng = np.random.default_rng(0)
+    even = simulate(World(accuracy=(1e4, 1e4), correlation=0.2), 20_000, rng).answers
+    assert np.corrcoef(even[:, 0, 0], even[:, 1, 1])[0, 1] == pytest.approx(0.2, abs=0.03)
+    biased = simulate(World(accuracy=(1e4, 1e4), bias=1.0), 5000, rng).answers
+    shown_first = np.stack([biased[..., 0] == 0, biased[..., 1] == 1]).mean((1, 2))
+    assert shown_first == pytest.approx(1 / (1 + np.exp(-1)), abs=0.02)
+    ties = simulate(World(ties=0.2, abstentions=0.1), 20_000, rng).answers
+    assert (ties == ABSTENTION).mean() == pytest.approx(0.1, abs=0.01)
+    assert (ties == 2).mean() == pytest.approx(0.9 * 0.2, abs=0.01)
+    asked = simulate(World(accuracy=(9e4, 1e4)), 5000, rng)
+    assert (asked.answers == asked.truth[:, None, None]).mean() == pytest.approx(0.9, abs=0.01)
+
+
+@pytest.mark.parametrize("accuracy", [0.6, 0.7, 0.8])
+def test_no_rule_beats_walds_bound(accuracy):
+    row = fixed_accuracy(accuracy, CHOSEN, 4000, np.random.default_rng(0))
+    assert row["wald"] < row["votes"] < row["full votes"] == 16
+    assert row["error"] < 0.3
+
+
+def test_no_rule_beats_the_best_one():
+    best = np.array(frontier((3.0, 1.0)))
+    assert (np.diff(best[:, 0]) > 0).all() and (np.diff(best[:, 1]) < 0).all()
+    asked = simulate(World(), 4000, np.random.default_rng(0))
+    for error in (0.05, 0.1, 0.2):
+        row = score(asked, VotingConfig(num_ballots=BALLOTS, min_ballots=1, stop_error=error))
+        lost = np.interp(row["votes"], best[:, 0], best[:, 1])
+        assert row["lost"] > lost - 1  # as far as 4,000 questions tell
+    # with two ballots there is one choice: stop after the first one, at once or where it is unanimous
+    p = np.random.default_rng(1).beta(3, 1, 200_000)
+    wins = np.random.default_rng(2).binomial(2, [p, p])
+    disagree = np.sign(wins[0] - 1) != np.sign(wins.sum(0) - 2)
+    at_once, where_unanimous = disagree.mean(), (disagree & (wins[0] != 1)).mean()
+    two = dict(frontier((3.0, 1.0), 2))
+    assert two[0.5] == pytest.approx(100 * at_once, abs=0.5)
+    spent = 0.5 + (wins[0] == 1).mean() / 2
+    assert min(two.items(), key=lambda point: abs(point[0] - spent)) == pytest.approx(
+        (spent, 100 * where_unanimous), abs=0.5
+    )
+
+
+def test_recorded_votes_are_read_in_the_questions_order():
+    def row(question_id, ballot, swapped, answer):
+        answers = None if answer is None else json.dumps({"motion": "tie", "overall": answer})
+        return {"question_id": question_id, "swapped": swapped, "ballot": ballot, "answers": answers}
+
+    rows = [row("a", 0, False, "first"), row("a", 0, True, "first"), row("a", 1, False, None)]
+    rows += [row("a", 1, True, "tie"), row("b", 0, True, "second"), row("b", 0, False, "second")]
+    rows += [row("c", 0, False, "first")]  # not a complete ballot
+    found = recorded(pd.DataFrame(rows))
+    assert {n: a.answers.tolist() for n, a in found.items()} == {2: [[[0, 1], [3, 2]]], 1: [[[1, 0]]]}
+
+
+def test_the_benchmark_prints_one_row_a_setting(tmp_path, capsys):
+    report(50, 1, tmp_path / "curve.svg")
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {r["questions"] for r in rows if "questions" in r} == {*WORLDS, "pooled"}
+    assert all(0 < r["votes"] <= 1 for r in rows if "lost" in r)
+    assert (tmp_path / "curve.svg").read_text().lstrip().startswith("<?xml")
+    choose(50, 0)
+    assert len(capsys.readouterr().out.splitlines()) == len(WORLDS) + 1
