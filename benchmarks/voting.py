@@ -190,8 +190,8 @@ def frontier(accuracy: tuple[float, float], num_ballots: int = BALLOTS) -> list[
     """(share of votes, points of agreement lost) of the best rules that there can be, fewest votes first.
 
     For a world whose only parameter is `accuracy`, which these rules know. Dynamic programming over the
-    votes for first among the votes so far, for many prices of a disagreement: whatever rule there is, its
-    point lies on or above the line through these points.
+    votes for first among the votes so far, for many prices of a disagreement: whatever rule stops after
+    complete ballots with the mode so far, its point lies on or above the line through these points.
     """
     paths = [_log_paths(accuracy, 2 * n) for n in range(num_ballots + 1)]
     missed = [
