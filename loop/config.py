@@ -211,6 +211,17 @@ class CampaignConfig(Section):
             raise ValueError("judge.dimensions lacks overall, by which pairs and gates are decided; add it")
         return self
 
+    @model_validator(mode="after")
+    def _early_verdicts_have_votes_enough(self) -> "CampaignConfig":
+        voting, least = self.label.voting, self.certainty.min_votes
+        if voting.stops_early and 2 * voting.least_ballots < least:
+            raise ValueError(
+                f"certainty.min_votes is {least}, but label.voting.min_ballots lets a question stop after "
+                f"{2 * voting.least_ballots} votes, which would be dropped: lower certainty.min_votes, or "
+                f"raise label.voting.min_ballots to {-(-least // 2)}"
+            )
+        return self
+
     def part(self, keys: tuple[str, ...]) -> dict[str, Any]:
         """The named sections, or single keys of one ("pair.real_wins"), as plain JSON data.
 

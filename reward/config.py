@@ -8,7 +8,16 @@ from collections.abc import Mapping
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 DIMENSIONS = ("text_alignment", "motion", "visual_quality", "overall")
 
@@ -261,9 +270,46 @@ class KnownAnswersConfig(_Section):
 
 
 class VotingConfig(_Section):
-    """How often a question is asked. A ballot is one vote in each order."""
+    """How often a question is asked. A ballot is one vote in each order.
 
-    num_ballots: int = Field(4, ge=1)
+    With `min_ballots` below `num_ballots` a question stops once its votes are clear (reward/stopping.py).
+    """
+
+    num_ballots: int = Field(4, ge=1, description="ballots of a question, at most")
+    min_ballots: int | None = Field(
+        None, ge=1, description="ballots before a question may stop; null = num_ballots: none stops early"
+    )
+    stop_error: float = Field(
+        0.05, gt=0, lt=0.5, description="δ: stop where the other side is better with at most this probability"
+    )
+    vote_correlation: float = Field(
+        0.0, ge=0, le=1, description="ρ: n votes of a question count as n / (1 + (n−1)·ρ) independent ones"
+    )
+
+    @property
+    def least_ballots(self) -> int:
+        """Ballots that every question gets."""
+        return self.num_ballots if self.min_ballots is None else self.min_ballots
+
+    @property
+    def stops_early(self) -> bool:
+        return self.least_ballots < self.num_ballots
+
+    @model_validator(mode="after")
+    def _min_within_num(self) -> VotingConfig:
+        if self.least_ballots > self.num_ballots:
+            raise ValueError(
+                f"min_ballots is {self.min_ballots}, but num_ballots only {self.num_ballots}: "
+                "lower min_ballots, or raise num_ballots"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_idle_keys(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Where no question stops early, the keys that decide when are left out: they change no vote, so
+        they must change no stage's fingerprint either."""
+        kept = write(self)
+        return kept if self.stops_early else {"num_ballots": kept["num_ballots"]}
 
 
 class CertaintyConfig(_Section):

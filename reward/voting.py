@@ -34,7 +34,12 @@ class DimensionVerdict:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The votes of one question, folded. `num_votes` counts answers, abstentions are counted apart."""
+    """The votes of one question, folded. `num_votes` counts answers, abstentions are counted apart.
+
+    Of a question that stopped early (reward/stopping.py) the mode may be taken as it is, the score not: the
+    votes stop where they look one-sided, so it lies further from 0.5 than that of all ballots would. Scores
+    to be averaged need a fixed number of ballots, certainties a calibrator fitted under the same rule.
+    """
 
     question_id: str
     kind: str
@@ -45,9 +50,10 @@ class Verdict:
     num_abstentions: int
 
 
-def make_asks(question: Question, num_ballots: int) -> list[Ask]:
-    """2 · `num_ballots` asks; a ballot is one vote in each order."""
-    return [Ask(question, swapped, ballot) for ballot in range(num_ballots) for swapped in (False, True)]
+def make_asks(question: Question, num_ballots: int, start: int = 0) -> list[Ask]:
+    """The 2 · (`num_ballots` − `start`) asks of ballots `start` to `num_ballots`; one vote in each order."""
+    ballots = range(start, num_ballots)
+    return [Ask(question, swapped, ballot) for ballot in ballots for swapped in (False, True)]
 
 
 def fold(question: Question, votes: Sequence[Vote]) -> Verdict:

@@ -62,3 +62,8 @@ def test_a_vote_counts_once_and_for_its_own_question():
         fold(Q, [vote(False, 0, "first"), vote(False, 0, "first")])
     with pytest.raises(ValueError, match="cannot count"):
         fold(Q, [replace(vote(False, 0, "first"), question_id="other")])
+
+
+def test_ballots_can_be_asked_one_after_the_other():
+    assert make_asks(Q, 2) + make_asks(Q, 3, start=2) == make_asks(Q, 3)
+    assert make_asks(Q, 2, start=2) == []

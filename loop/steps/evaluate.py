@@ -28,6 +28,7 @@ from loop.steps.judge_gate import known_answers
 from loop.steps.judging import accuracy, ask, fold_all, open_judge, write_verdicts
 from loop.steps.questions import StoredClip, make_question
 from loop.steps.sample import TAKES, Take, anchor_of, film
+from reward.config import VotingConfig
 from reward.judge import Judge
 from reward.question import Question
 from reward.voting import Verdict
@@ -185,7 +186,7 @@ def _judge(ctx: StageContext, takes: Sequence[Take], totals: Sequence[float | No
         known = known_answers(ctx, "report", ctx.config.known_answers.num_report)
         if known:
             asked = [k.question for k in known]
-            verdicts = fold_all(asked, ask(ctx, judge, asked, ctx.config.evaluate.num_ballots, "known"))
+            verdicts = fold_all(asked, ask(ctx, judge, asked, _voting(ctx), "known"))
             truth, groups = [k.answers for k in known], [k.question.group for k in known]
             rows.add("judge_accuracy", accuracy(verdicts, truth, "overall"), groups, judge=name)
             flips = [
@@ -196,6 +197,10 @@ def _judge(ctx: StageContext, takes: Sequence[Take], totals: Sequence[float | No
             rows.add("judge_flip_rate", [f for f, _ in flips], [g for _, g in flips], judge=name)
     finally:
         judge.close()
+
+
+def _voting(ctx: StageContext) -> VotingConfig:
+    return VotingConfig(num_ballots=ctx.config.evaluate.num_ballots)
 
 
 def _asked(
@@ -211,7 +216,7 @@ def _asked(
                 scope=f"{ctx.config.seed}/{ctx.round}/evaluate/{what}", group=t.prompt_id,
             )
         )  # fmt: skip
-    verdicts = fold_all(questions, ask(ctx, judge, questions, ctx.config.evaluate.num_ballots, what))
+    verdicts = fold_all(questions, ask(ctx, judge, questions, _voting(ctx), what))
     write_verdicts(ctx.out / f"verdicts-{what}.parquet", questions, verdicts)
     scores = []
     for q, v in zip(questions, verdicts, strict=True):

@@ -15,6 +15,7 @@ from loop.steps.common import clip_paths, load_generator, read_table, write_json
 from loop.steps.judging import ask, fold_all, open_judge, write_verdicts
 from loop.steps.questions import StoredClip, make_question
 from loop.steps.sample import Take, anchor_of, film
+from reward.config import VotingConfig
 
 
 def run(ctx: StageContext) -> None:
@@ -42,8 +43,9 @@ def run(ctx: StageContext) -> None:
         for t in takes
     ]
     judge = open_judge(ctx, None)
+    voting = VotingConfig(num_ballots=settings.num_ballots)
     try:
-        verdicts = fold_all(questions, ask(ctx, judge, questions, settings.num_ballots, "gate"))
+        verdicts = fold_all(questions, ask(ctx, judge, questions, voting, "gate"))
     finally:
         judge.close()
     write_verdicts(ctx.out / "verdicts.parquet", questions, verdicts)

@@ -16,6 +16,7 @@ from loop.statistics import bootstrap_mean
 from loop.steps.common import write_json
 from loop.steps.judging import accuracy, ask, flip_rate, fold_all, known_sources, open_judge, write_verdicts
 from reward.certainty import fit, save
+from reward.config import VotingConfig
 from reward.known_answers import KnownAnswer, make_known_answers
 from reward.voting import Verdict
 
@@ -23,8 +24,9 @@ from reward.voting import Verdict
 def run(ctx: StageContext) -> None:
     candidate, parent = ctx.inputs["train_judge"], ctx.inputs.get("judge_parent")
     known = known_answers(ctx, "gate", ctx.config.judge_gate.num_questions)
-    verdicts = _answer(ctx, candidate, known, ctx.config.judge_gate.num_ballots, "candidate")
-    before = _answer(ctx, parent, known, ctx.config.judge_gate.num_ballots, "parent")
+    voting = VotingConfig(num_ballots=ctx.config.judge_gate.num_ballots)
+    verdicts = _answer(ctx, candidate, known, voting, "candidate")
+    before = _answer(ctx, parent, known, voting, "parent")
     truth = [k.answers for k in known]
     new, old = accuracy(verdicts, truth, "overall"), accuracy(before, truth, "overall")
     groups = [k.question.group for k in known]
@@ -62,7 +64,8 @@ def _calibrate(ctx: StageContext, judge: Path | None) -> None:
     known = known_answers(ctx, "calibrate", ctx.config.known_answers.num_calibrate)
     calibrators = {}
     if known:
-        verdicts = _answer(ctx, judge, known, ctx.config.label.voting.num_ballots, "calibrate")
+        # the rule that labels, with its early stops: verdicts of another rule would calibrate another score
+        verdicts = _answer(ctx, judge, known, ctx.config.label.voting, "calibrate")
         calibrators["known"] = fit(
             "known", verdicts, [k.answers for k in known], ctx.config.certainty.min_labels
         )
@@ -90,11 +93,11 @@ def known_answers(ctx: StageContext, part: str, num: int, seed: int | None = Non
 
 
 def _answer(
-    ctx: StageContext, judge: Path | None, known: list[KnownAnswer], num_ballots: int, name: str
+    ctx: StageContext, judge: Path | None, known: list[KnownAnswer], voting: VotingConfig, name: str
 ) -> list[Verdict]:
     asked = [k.question for k in known]
     opened = open_judge(ctx, judge)
     try:
-        return fold_all(asked, ask(ctx, opened, asked, num_ballots, name))
+        return fold_all(asked, ask(ctx, opened, asked, voting, name))
     finally:
         opened.close()

@@ -14,11 +14,12 @@ from loop.models import has_weights_here, resolve_model
 from loop.stages import StageContext
 from loop.steps.common import read_table, write_table
 from loop.steps.questions import StoredClip
-from reward.config import JudgeConfig
+from reward.config import JudgeConfig, VotingConfig
 from reward.judge import Judge, check_votes, load_judge
-from reward.question import Question, Vote, answers_json
+from reward.question import Ask, Question, Vote, answers_json
 from reward.sides import Source
-from reward.voting import Verdict, fold, make_asks
+from reward.stopping import vote_in_waves
+from reward.voting import Verdict, fold
 
 VOTES = pa.schema(
     [
@@ -78,9 +79,22 @@ def open_judge(ctx: StageContext, trained: Path | None) -> Judge:
 
 
 def ask(
-    ctx: StageContext, judge: Judge, questions: Sequence[Question], num_ballots: int, name: str
+    ctx: StageContext,
+    judge: Judge,
+    questions: Sequence[Question],
+    voting: VotingConfig,
+    name: str,
+    dimension: str = "overall",
 ) -> list[Vote]:
-    """All votes on `questions`, in order. Finished shards are kept in scratch and not asked again."""
+    """All votes on `questions`, in order. Finished shards are kept in scratch and not asked again.
+
+    `dimension` decides when a question stops, where `voting` lets it stop early. What is averaged over
+    questions must not: give it VotingConfig(num_ballots=…).
+    """
+
+    def vote(asks: Sequence[Ask]) -> list[Vote]:
+        return check_votes(asks, judge.vote(asks), type(judge).__name__)
+
     ctx.progress.start(len(questions), "questions")
     votes: list[Vote] = []
     for start in range(0, len(questions), _SHARD):
@@ -89,8 +103,7 @@ def ask(
         if path.exists():
             votes += [Vote(**row) for row in json.loads(path.read_text())]
         else:
-            asks = [a for q in shard for a in make_asks(q, num_ballots)]
-            got = check_votes(asks, judge.vote(asks), type(judge).__name__)
+            got = vote_in_waves(shard, voting, vote, dimension)
             temporary = path.with_suffix(".part")
             temporary.write_text(json.dumps([vars(v) for v in got]))
             os.replace(temporary, path)

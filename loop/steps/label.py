@@ -20,7 +20,7 @@ def run(ctx: StageContext) -> None:
     questions = plan_questions(ctx, ctx.round)
     judge = open_judge(ctx, ctx.inputs.get("judge"))
     try:
-        votes = ask(ctx, judge, questions, ctx.config.label.voting.num_ballots, "votes")
+        votes = ask(ctx, judge, questions, ctx.config.label.voting, "votes")
         identity = judge.identity()
     finally:
         judge.close()
