@@ -17,22 +17,27 @@ _PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 
 def check_models(config: CampaignConfig) -> None:
     """Raise UserError for what no stage could load. No weights are read, no server asked."""
-    try:
-        check_judge_type(config.judge.type)
-        if config.judge.target is not None:
-            import_target(config.judge.target, "judge.target")
-        if config.judge.type == "openai" and config.judge.server is not None:
-            config.judge.server.api_key()
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    check_judge(config.judge)
     if config.rounds:
         check_training(config)
     _check_folder(
         resolve_model(config.generator.model, "generator.model"), "generator.model", "model_index.json"
     )
-    if has_weights_here(config.judge):
-        assert config.judge.model is not None
-        _check_folder(resolve_model(config.judge.model, "judge.model"), "judge.model", "config.json")
+
+
+def check_judge(judge: JudgeConfig) -> None:
+    """Raise UserError for a judge that cannot be loaded. No weights are read, no server asked."""
+    try:
+        check_judge_type(judge.type)
+        if judge.target is not None:
+            import_target(judge.target, "judge.target")
+        if judge.type == "openai" and judge.server is not None:
+            judge.server.api_key()
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if has_weights_here(judge):
+        assert judge.model is not None
+        _check_folder(resolve_model(judge.model, "judge.model"), "judge.model", "config.json")
 
 
 def check_training(config: CampaignConfig) -> None:
