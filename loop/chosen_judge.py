@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from generator.clips import probe, read_conformed
 from loop.config import CampaignConfig, ClipConfig
@@ -15,7 +16,7 @@ from loop.errors import JudgeFailed, UserError
 from loop.models import check_judge, has_weights_here, resolve_model
 from loop.status import judge_in_force
 from reward.certainty import Calibrator, load
-from reward.config import JudgeConfig
+from reward.config import JudgeConfig, without_transport
 from reward.judge import Judge, check_votes, load_judge
 from reward.judges.server import ServerUnavailable
 from reward.question import Ask, Frames, Vote
@@ -83,12 +84,8 @@ def choose_judge(source: str, overrides: Sequence[str] = ()) -> ChosenJudge:
     is_run = (run / "resolved.json").is_file()
     config = load_config(run / "resolved.json" if is_run else source, overrides).config
     check_judge(config.judge)
-    judge, name, calibrators = config.judge, f"{config.judge.model or config.judge.target}", {}
-    trained: Path | None = None
-    if is_run:
-        found = judge_in_force(run)
-        calibrators = load(found.calibrators) if found.calibrators is not None else {}
-        trained = found.trained
+    judge, name = config.judge, f"{config.judge.model or config.judge.target}"
+    trained, calibrators = _in_force(run, judge) if is_run else (None, {})
     if has_weights_here(judge):
         assert judge.model is not None
         own = trained is not None and judge.type == "transformers"
@@ -98,6 +95,24 @@ def choose_judge(source: str, overrides: Sequence[str] = ()) -> ChosenJudge:
     # what measured the judge on known answers is all that is known about other questions, too
     by_kind = {KIND: calibrators["known"]} if "known" in calibrators else {}
     return ChosenJudge(config, judge, by_kind, f"{name} ({judge.type}, of {source})")
+
+
+def _in_force(run: Path, judge: JudgeConfig) -> tuple[Path | None, dict[str, Calibrator]]:
+    """What the run trained and calibrated, as far as it is about `judge`, which --set may have changed."""
+    found, own = judge_in_force(run), load_config(run / "resolved.json").config.judge
+    if any(getattr(judge, key) != getattr(own, key) for key in ("type", "model", "target")):
+        return None, {}
+    if found.calibrators is None or _votes_by(judge) != _votes_by(own):
+        return found.trained, {}
+    return found.trained, load(found.calibrators)
+
+
+def _votes_by(judge: JudgeConfig) -> dict[str, Any]:
+    """The settings that decide votes, and so what was calibrated."""
+    settings = judge.model_dump(exclude={"batch_size"})
+    if settings["server"] is not None:
+        settings["server"] = without_transport(settings["server"])
+    return settings
 
 
 @contextlib.contextmanager
