@@ -194,7 +194,7 @@ def write_out(report: Mapping[str, Any]) -> list[str]:
         f"judge: {report['judge']}",
         f"pairs: {report['num_lines']} of {report['file']} ({report['layout']}), "
         f"{report['num_prompts']} prompts" + _also_skipped(report["skipped"]),
-        f"labels: {', '.join(f'{c} as {d}' for c, d in report['columns'].items())}",
+        f"labels: {', '.join(_named(c, d) for c, d in report['columns'].items())}",
         f"shown: {report['shown']}",
         f"votes: {report['num_votes']}, {report['votes_per_decision']:.2f} a decision; "
         f"abstentions: {_listed(report['abstentions'])}; pairs without a vote: {report['num_failed']}",
@@ -211,6 +211,10 @@ def write_out(report: Mapping[str, Any]) -> list[str]:
             f"{_interval(of['flip_rate']):<20}  {error:>5}"
         )
     return [*lines, "in brackets: 95 % intervals over prompts"]
+
+
+def _named(column: str, dimension: str) -> str:
+    return f"{'majority of ' if '+' in column else ''}{column} as {dimension}"
 
 
 def _interval(of: Mapping[str, Any]) -> str:

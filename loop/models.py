@@ -9,7 +9,7 @@ from pathlib import Path
 from loop.config import CampaignConfig
 from loop.errors import UserError
 from reward.config import JudgeConfig
-from reward.judge import check_judge_type, import_target
+from reward.judge import check_judge_type, import_target, load_judge
 
 EMBEDDED = Path(__file__).parent / "embedded"
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
@@ -33,6 +33,8 @@ def check_judge(judge: JudgeConfig) -> None:
             import_target(judge.target, "judge.target")
         if judge.type == "openai" and judge.server is not None:
             judge.server.api_key()
+        if judge.type == "human":
+            load_judge(judge).close()  # reads nothing but the table
     except ValueError as error:
         raise UserError(str(error)) from None
     if has_weights_here(judge):
@@ -47,6 +49,11 @@ def check_training(config: CampaignConfig) -> None:
         raise UserError(
             f"judge.type {config.judge.type} cannot be trained; set train_judge.num_steps and "
             "preference_steps to 0 to use it as it is, or use a transformers judge"
+        )
+    if config.judge.type == "human" and config.known_answers.num_calibrate:
+        raise UserError(
+            "judge.type human cannot be calibrated, since nobody answered the known questions; set "
+            "known_answers.num_calibrate to 0"
         )
 
 

@@ -21,7 +21,10 @@ from loop.status import judge_in_force
 from loop.store import Store
 from reward.certainty import Calibrator, save
 from reward.config import JudgeConfig
+from reward.judge import check_votes, load_judge
 from reward.question import Answer, Ask, Reply, Vote, mirrored, vote_of
+from reward.voting import make_asks
+from tests.reward_clips import question
 from tests.test_clips import moving_bar, ramp
 from tests.toy_campaign import CONFIG, run_toy_campaign
 
@@ -355,3 +358,73 @@ def test_the_embedded_judge_on_two_clips_of_other_sizes_and_rates(clips):
         assert of["p_first"] + of["p_second"] + of["p_tie"] == pytest.approx(1)
     again = retake(*ask, "--prompt", HOSTILE)
     assert again.exit_code == 0 and "\x1b" not in again.stdout and "‹/answer›" in again.stdout
+
+
+def test_what_people_answered_judges(clips):
+    Path("answers.csv").write_text(
+        "first_id,second_id,prompt,overall,motion\n"
+        "a.mp4,b.mp4,one,first,tie\n"
+        'b.mp4,a.mp4,"two, and more",first,second\n'  # the bench has them the other way round
+        "a.mp4,b.mp4,three,first,\n"
+    )
+    text = (
+        HEAD + 'a.mp4,b.mp4,one,A\na.mp4,b.mp4,"two, and more",B\na.mp4,b.mp4,three,A\na.mp4,b.mp4,none,A\n'
+    )
+    Path("people.csv").write_text(text)
+    human = ("--set", "judge.type=human", "--set", "judge.dimensions=[motion, overall]")
+    human = (*human, "--set", "judge.answers=answers.csv")
+    done = retake("judge-bench", "people.csv", *human, "--ballots", "2", "--json")
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert (report["num_votes"], report["abstentions"], report["num_failed"]) == (8, {"unanswered": 8}, 2)
+    overall = report["dimensions"]["overall"]
+    assert overall["accuracy_with_ties"]["value"] == 0.5 and overall["flip_rate"]["value"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("answers.csv", "question_id,overall\nq-1,first\nq-2,left\n", "line 3: 'left' in column 'overall'"),
+        ("answers.csv", "question_id,overall\nq-1,first\nq-1,tie\n", "line 3: this question is answered"),
+        ("answers.csv", "question_id,overall\n,first\n", "line 2: names no question"),
+        ("answers.csv", "question_id,motion\nq-1,first\n", "no column 'overall'"),
+        ("answers.csv", "question_id,overall\nq-1,first,tie\n", "line 2: more values than columns"),
+        ("answers.txt", "", "give a .csv or a .parquet"),
+        ("answers.parquet", "no", "cannot read it as Parquet"),
+    ],
+)
+def test_wrong_answers_name_their_line(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_judge(JudgeConfig(type="human", answers=str(tmp_path / name), dimensions=("overall",)))
+
+
+def test_answers_by_question_id_serve_both_orders_and_stand_in_the_identity(tmp_path):
+    rows = [{"question_id": "q0", "motion": "second", "overall": "first"}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "answers.parquet")
+    config = JudgeConfig(
+        type="human", answers=str(tmp_path / "answers.parquet"), dimensions=("motion", "overall")
+    )
+    judge = load_judge(config)
+    before = judge.identity()
+    votes = check_votes(asks := make_asks(question("q0"), 2), judge.vote(asks), "human")
+    assert [v.unswapped() for v in votes] == [{"motion": "second", "overall": "first"}] * 4
+    assert {v.abstention for v in judge.vote(make_asks(question("q1"), 1))} == {"unanswered"}
+    pq.write_table(pa.Table.from_pylist([rows[0] | {"motion": "tie"}]), tmp_path / "answers.parquet")
+    assert load_judge(config).identity() != before
+
+
+def test_a_campaign_of_people_is_checked_before_it_starts(clips):
+    Path("answers.csv").write_text("question_id,overall\n")
+    people = ("--set", "judge.type=human", "--set", "judge.answers=answers.csv", "--dry-run")
+    steps = ("--set", "train_judge.num_steps=0", "--set", "train_judge.preference_steps=0")
+    done = retake("run", "quickstart", *people)
+    assert done.exit_code == 2 and "judge.type human cannot be trained" in done.stderr
+    done = retake("run", "quickstart", *people, *steps)
+    assert done.exit_code == 2 and "known_answers.num_calibrate to 0" in done.stderr
+    done = retake("run", "quickstart", *people, *steps, "--set", "known_answers.num_calibrate=0")
+    assert done.exit_code == 0, done.output
+    done = retake("run", "quickstart", "--set", "judge.type=human")
+    assert done.exit_code == 2 and "set judge.answers" in done.stderr
+    done = retake("judge", "a.mp4", "b.mp4", "--prompt", "x", *people[:2], "--set", "judge.answers=no.csv")
+    assert done.exit_code == 2 and "no.csv: no such file" in done.stderr
