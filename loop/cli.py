@@ -203,6 +203,8 @@ def judge_bench(
                     out=out,
                     progress=display.task("judge-bench"),
                 )
+        except JudgeFailed as error:
+            raise JudgeFailed(f"{error}" + (f"\nthe same command resumes {out}" if out else "")) from error
         except Stopped as stop:
             remedy = (
                 f"the same command resumes {out}" if out else "nothing was kept; --out DIR makes it resume"

@@ -15,8 +15,12 @@ import loop.judge_bench
 from generator.clips import write_clip
 from loop.chosen_judge import KIND, choose_judge
 from loop.cli import app
+from loop.config_file import load_config
 from loop.errors import Stopped
 from loop.judge_bench import run_bench
+from loop.progress import Display
+from loop.runner import StageRunner
+from loop.stages import STAGES
 from loop.status import judge_in_force
 from loop.store import Store
 from reward.certainty import Calibrator, save
@@ -286,6 +290,7 @@ def test_a_judge_that_loses_votes_exits_with_1(clips, monkeypatch):
     monkeypatch.setattr(Scripted, "vote", lambda self, asks: [])
     done = bench(TABLE)
     assert done.exit_code == 1 and "the judge failed" in done.stderr and "0 votes" in done.stderr
+    assert "the same command resumes out" in bench(TABLE, "--out", "out").stderr
 
 
 def test_the_verdict_on_two_clips(clips):
@@ -309,8 +314,6 @@ def test_the_verdict_on_two_clips(clips):
 
 def test_a_run_lends_its_judge_in_force_and_what_calibrates_it(clips, monkeypatch):
     Path("toy.yaml").write_text(CONFIG)
-    from loop.config_file import load_config
-
     run_toy_campaign(load_config("toy.yaml"), Store(Path("run")))
     store = Store(Path("run"))
     found = judge_in_force(Path("run"))
@@ -428,3 +431,19 @@ def test_a_campaign_of_people_is_checked_before_it_starts(clips):
     assert done.exit_code == 2 and "set judge.answers" in done.stderr
     done = retake("judge", "a.mp4", "b.mp4", "--prompt", "x", *people[:2], "--set", "judge.answers=no.csv")
     assert done.exit_code == 2 and "no.csv: no such file" in done.stderr
+
+
+def test_answers_belong_to_a_run_and_a_run_without_them_has_no_new_key(clips):
+    def judge_of(*overrides: str) -> dict:
+        config = load_config("toy.yaml", overrides).config
+        return StageRunner(config, Store(Path("run")), STAGES, Display(1))._slice(STAGES["label"])["judge"]
+
+    Path("toy.yaml").write_text(CONFIG)
+    assert "answers" not in judge_of()
+    human = ("judge.type=human", "judge.model=null", "judge.answers=answers.csv")
+    Path("answers.csv").write_text("question_id,overall\n")
+    before = judge_of(*human)["answers"]
+    Path("elsewhere.csv").write_text("question_id,overall\n")
+    assert judge_of(*human, "judge.answers=elsewhere.csv")["answers"] == before
+    Path("answers.csv").write_text("question_id,overall\nq0,tie\n")
+    assert judge_of(*human)["answers"] != before
