@@ -34,7 +34,7 @@ def run_campaign(
     """
     display = display or Display(loaded.config.rounds)
     runner = StageRunner(loaded.config, store, stages, display)
-    with _stop_on_signals():
+    with stop_on_signals():
         store.lock()
         try:
             runner.check_existing()
@@ -119,7 +119,7 @@ def _record_end(store: Store, error: BaseException) -> None:
 
 
 @contextlib.contextmanager
-def _stop_on_signals() -> Iterator[None]:
+def stop_on_signals() -> Iterator[None]:
     """SIGINT and SIGTERM raise Stopped where the program is; work directories stay for the resume."""
     if threading.current_thread() is not threading.main_thread():
         yield

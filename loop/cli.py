@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from loop.errors import StageFailed, Stopped, UserError
+from loop.errors import JudgeFailed, StageFailed, Stopped, UserError
 
 FAILED, USER_ERROR, STOPPED = 1, 2, 75
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
@@ -23,6 +23,19 @@ app = typer.Typer(
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run directory, or a name under runs/.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Set = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Override a key; repeatable.")]
+JudgeOf = Annotated[
+    str,
+    typer.Option(
+        metavar="CONFIG", help="A YAML file, a shipped config's name, or a run directory: its judge in force."
+    ),
+]
+Ballots = Annotated[
+    int | None, typer.Option(min=1, help="Votes in each order. Default: the config's label.voting.")
+]
+Whole = Annotated[
+    bool, typer.Option("--whole", help="Show whole clips, not the first data.clip.num_frames frames.")
+]
 
 
 @app.command()
@@ -124,6 +137,92 @@ def report(run: Run) -> None:
         typer.echo(str(write_report(folder)))
 
 
+@app.command("judge")
+def judge_(
+    first: Annotated[Path, typer.Argument(metavar="A", help="A video file.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
+    prompt: Annotated[str, typer.Option(help="The text that both were made for.")],
+    judge: JudgeOf = "quickstart",
+    set: Set = None,
+    ballots: Ballots = None,
+    whole: Whole = False,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a judge which of two clips is better: blind, and in both orders."""
+    with _exit_codes():
+        from loop.chosen_judge import choose_judge, to_json
+        from loop.judge_pair import judge_pair, write_out
+
+        found = judge_pair(choose_judge(judge, set or []), first, second, prompt, ballots, whole)
+        typer.echo(to_json(found) if as_json else "\n".join(write_out(found)))
+
+
+@app.command("judge-bench")
+def judge_bench(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A .csv, .jsonl or .parquet of clips that people compared.")
+    ],
+    judge: JudgeOf = "quickstart",
+    set: Set = None,
+    ballots: Ballots = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Measure on the first LIMIT pairs.")] = None,
+    tie_threshold: Annotated[
+        float | None,
+        typer.Option(min=0, max=0.5, help="Call it a tie where the score is this near to 0.5."),
+    ] = None,
+    dimension: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN=NAME", help="Measure a column in a dimension of the judge; repeatable."),
+    ] = None,
+    whole: Whole = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Write votes and verdicts here; the same command resumes.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how often a judge agrees with people."""
+    with _exit_codes():
+        columns = dict(_pair(text) for text in dimension or [])
+        from loop.campaign import stop_on_signals
+        from loop.chosen_judge import choose_judge, to_json
+        from loop.judge_bench import run_bench, write_out
+        from loop.progress import Display
+
+        chosen = choose_judge(judge, set or [])
+        display = Display(0)
+        try:
+            with stop_on_signals():
+                report = run_bench(
+                    file,
+                    chosen,
+                    ballots=ballots,
+                    limit=limit,
+                    tie_threshold=tie_threshold,
+                    dimensions=columns,
+                    whole=whole,
+                    out=out,
+                    progress=display.task("judge-bench"),
+                )
+        except JudgeFailed as error:
+            raise JudgeFailed(f"{error}" + (f"\nthe same command resumes {out}" if out else "")) from error
+        except Stopped as stop:
+            remedy = (
+                f"the same command resumes {out}" if out else "nothing was kept; --out DIR makes it resume"
+            )
+            typer.echo(f"stopped by {stop}; {remedy}", err=True)
+            raise typer.Exit(STOPPED) from None
+        finally:
+            display.close()
+        typer.echo(to_json(report) if as_json else "\n".join(write_out(report)))
+
+
+def _pair(text: str) -> tuple[str, str]:
+    column, equals, name = text.partition("=")
+    if not (column and equals and name):
+        raise UserError(f"--dimension {text}: expected COLUMN=NAME, as in --dimension VQ=visual_quality")
+    return column, name
+
+
 @contextlib.contextmanager
 def _exit_codes() -> Iterator[None]:
     """Expected ends become a message and an exit code; anything else is a bug and keeps its traceback."""
@@ -132,13 +231,13 @@ def _exit_codes() -> Iterator[None]:
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(USER_ERROR) from None
-    except StageFailed as error:
+    except (StageFailed, JudgeFailed) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(FAILED) from None
-    except OSError as error:  # outside of stages only the run directory is written
+    except OSError as error:  # outside of stages only the run directory or --out is written
         if error.errno not in _DISK_ERRORS:
             raise
-        typer.echo(f"error: {error}; free space, or choose a --dir that can be written", err=True)
+        typer.echo(f"error: {error}; free space, or choose a folder that can be written", err=True)
         raise typer.Exit(USER_ERROR) from None
 
 

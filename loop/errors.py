@@ -1,4 +1,4 @@
-"""The three ways a campaign ends early; loop/cli.py turns each into its exit code."""
+"""The ways a command ends early; loop/cli.py turns each into its exit code."""
 
 from pathlib import Path
 
@@ -13,6 +13,10 @@ class StageFailed(Exception):
     def __init__(self, message: str, log: Path):
         super().__init__(f"{message}\nthe full traceback is in {log}")
         self.log = log
+
+
+class JudgeFailed(Exception):
+    """A judge that was asked outside of a campaign could not answer. Exit 1."""
 
 
 class Stopped(BaseException):

@@ -9,7 +9,7 @@ from pathlib import Path
 from loop.config import CampaignConfig
 from loop.errors import UserError
 from reward.config import JudgeConfig
-from reward.judge import check_judge_type, import_target
+from reward.judge import check_judge_type, import_target, load_judge
 
 EMBEDDED = Path(__file__).parent / "embedded"
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
@@ -17,22 +17,29 @@ _PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 
 def check_models(config: CampaignConfig) -> None:
     """Raise UserError for what no stage could load. No weights are read, no server asked."""
-    try:
-        check_judge_type(config.judge.type)
-        if config.judge.target is not None:
-            import_target(config.judge.target, "judge.target")
-        if config.judge.type == "openai" and config.judge.server is not None:
-            config.judge.server.api_key()
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    check_judge(config.judge)
     if config.rounds:
         check_training(config)
     _check_folder(
         resolve_model(config.generator.model, "generator.model"), "generator.model", "model_index.json"
     )
-    if has_weights_here(config.judge):
-        assert config.judge.model is not None
-        _check_folder(resolve_model(config.judge.model, "judge.model"), "judge.model", "config.json")
+
+
+def check_judge(judge: JudgeConfig) -> None:
+    """Raise UserError for a judge that cannot be loaded. No weights are read, no server asked."""
+    try:
+        check_judge_type(judge.type)
+        if judge.target is not None:
+            import_target(judge.target, "judge.target")
+        if judge.type == "openai" and judge.server is not None:
+            judge.server.api_key()
+        if judge.type == "human":
+            load_judge(judge).close()  # reads nothing but the table
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if has_weights_here(judge):
+        assert judge.model is not None
+        _check_folder(resolve_model(judge.model, "judge.model"), "judge.model", "config.json")
 
 
 def check_training(config: CampaignConfig) -> None:
@@ -42,6 +49,11 @@ def check_training(config: CampaignConfig) -> None:
         raise UserError(
             f"judge.type {config.judge.type} cannot be trained; set train_judge.num_steps and "
             "preference_steps to 0 to use it as it is, or use a transformers judge"
+        )
+    if config.judge.type == "human" and config.known_answers.num_calibrate:
+        raise UserError(
+            "judge.type human cannot be calibrated, since nobody answered the known questions; set "
+            "known_answers.num_calibrate to 0"
         )
 
 

@@ -99,7 +99,10 @@ class Display:
 
     def stage(self, round: int, stage: str) -> Progress:
         """Progress of the stage that starts now."""
-        label = f"round {round}/{self._rounds} {stage}"
+        return self.task(f"round {round}/{self._rounds} {stage}")
+
+    def task(self, label: str) -> Progress:
+        """Progress of anything else."""
         if not self.console.is_terminal:
             return LineProgress(label, self.console)
         if self._bars is None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -87,6 +88,9 @@ class StageRunner:
         server = config.get("judge", {}).pop("server", None)
         if server is not None:  # absent where there is none: it stands in no older manifest
             config["judge"]["server"] = without_transport(server)
+        answers = config.get("judge", {}).pop("answers", None)
+        if answers is not None:  # likewise
+            config["judge"]["answers"] = hashlib.sha256(Path(answers).expanduser().read_bytes()).hexdigest()
         for section in ("generator", "judge"):
             if section == "judge" and not has_weights_here(self.config.judge):
                 continue

@@ -51,6 +51,27 @@ def find_run(run: str) -> Path:
     raise UserError(f"there is no run {run}; runs here: {', '.join(known) or 'none'}")
 
 
+@dataclass(frozen=True)
+class JudgeInForce:
+    """trained: the train_judge artefact, None for the configured judge. calibrators: its, if any."""
+
+    trained: Path | None
+    calibrators: Path | None
+
+
+def judge_in_force(root: Path) -> JudgeInForce:
+    """The judge that the run in `root` would ask next, and the file that calibrates it."""
+    store = Store(root)
+    rounds = json.loads((root / "resolved.json").read_text(encoding="utf-8"))["rounds"]
+    round = _in_force(store, rounds, "judge_gate", "use")
+    # the newest gate calibrates the judge in force, whether it is the gate's candidate or its parent
+    gates = [gate for k in range(rounds, 0, -1) if read_manifest(gate := store.artefact(k, "judge_gate"))]
+    return JudgeInForce(
+        store.artefact(round, "train_judge") if round else None,
+        gates[0] / "calibrators.json" if gates else None,
+    )
+
+
 def read_status(root: Path) -> Status:
     store = Store(root)
     resolved = json.loads((root / "resolved.json").read_text(encoding="utf-8"))

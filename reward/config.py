@@ -168,7 +168,7 @@ class JudgeConfig(_Section):
 
     type: str = Field(
         "transformers",
-        description="transformers, openai, python, or an entry point of the group retake.judges",
+        description="transformers, openai, python, human, or an entry point of the group retake.judges",
     )
     model: str | None = Field(
         None,
@@ -177,6 +177,9 @@ class JudgeConfig(_Section):
     server: ServerConfig | None = Field(None, description="for type openai: where the server is")
     target: str | None = Field(
         None, description="for type python: pkg.module:Class, called with this section"
+    )
+    answers: str | None = Field(
+        None, description="for type human: a .csv or .parquet with what people answered (docs/judges.md)"
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto = float32 on a CPU, bfloat16 on an accelerator"
@@ -218,6 +221,8 @@ class JudgeConfig(_Section):
     def _needs(self) -> JudgeConfig:
         if self.type == "python" and self.target is None:
             raise ValueError("judge.type is python: set judge.target to pkg.module:Class")
+        if self.type == "human" and self.answers is None:
+            raise ValueError("judge.type is human: set judge.answers to a .csv or .parquet of their answers")
         if self.type == "transformers" and self.model is None:
             raise ValueError(
                 "judge.type is transformers: set judge.model to a folder, a hub id or embedded:NAME"

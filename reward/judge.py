@@ -34,6 +34,7 @@ JUDGES: dict[str, str] = {
     "transformers": "reward.judges.transformers:TransformersJudge",
     "openai": "reward.judges.openai:OpenAIJudge",
     "python": "reward.judges.python:PythonJudge",
+    "human": "reward.judges.human:HumanJudge",
 }
 
 

@@ -26,6 +26,7 @@ Kind = Literal["known", "take_take", "take_real", "segment"]
 Abstention = Literal[
     "empty",  # no text at all
     "withheld",  # a server kept the reply back: its content filter, or a refusal
+    "unanswered",  # people did not answer this question (judge.type human)
     "truncated",  # the token limit came before the end of the reply
     "missing_tag",  # one of the four tags is not there
     "duplicate_tag",  # one of the four tags is there twice

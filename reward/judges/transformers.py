@@ -22,7 +22,7 @@ from reward.encoding import Encoder, Prompt
 from reward.judges.cache import expand
 from reward.question import Ask, Reply, Vote, parse_reply, vote_of
 
-_NOT_IDENTITY = {"batch_size", "server"}  # settings that change no vote
+_NOT_IDENTITY = {"batch_size", "server", "answers"}  # settings that change no vote
 
 
 class TransformersJudge:
