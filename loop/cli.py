@@ -237,7 +237,7 @@ def _exit_codes() -> Iterator[None]:
     except OSError as error:  # outside of stages only the run directory or --out is written
         if error.errno not in _DISK_ERRORS:
             raise
-        typer.echo(f"error: {error}; free space, or choose a folder that can be written", err=True)
+        typer.echo(f"error: {error}; free space, or choose a --dir or --out that can be written", err=True)
         raise typer.Exit(USER_ERROR) from None
 
 
