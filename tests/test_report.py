@@ -134,6 +134,16 @@ def test_no_kept_round_is_said_so(small: Path) -> None:
     assert "After 1 round no update was kept and the base is still in force" in text
 
 
+def test_pairs_that_a_supervised_round_left_alone_are_said_so(small: Path) -> None:
+    said = "Round 1 learned from real clips alone and was not trained on its pairs."
+    assert said not in Page(write_report(small)).text
+    metrics = small / "round-001" / "update" / "metrics.json"
+    metrics.write_text(json.dumps({"num_pairs": 0, "skipped": "no preference pairs"}))
+    assert said not in Page(write_report(small)).text
+    metrics.write_text(json.dumps({"num_pairs": 0}))
+    assert said in Page(write_report(small)).text
+
+
 def test_overlapping_intervals_are_no_rise(small: Path) -> None:
     path = small / "round-001/evaluate/metrics.parquet"
     table = pq.ParquetFile(path).read()

@@ -136,7 +136,8 @@ def pairs(run: Run) -> Html | None:
         for row in run.table(r, "pair", "drops.parquet", ("source", "reason", "count")):
             line = dropped.setdefault(f"{str(row['reason']).replace('_', ' ')} · {row['source']}", {})
             line[r] = line.get(r, 0) + row["count"]
-    return element(
+    unused = [str(r) for r in rounds if _learned_without(run, r) and any(r in line for line in kept.values())]
+    both = element(
         "div",
         tables.over_rounds(
             dict(sorted(kept.items())), rounds, "kept, by source", show=tables.count, colour=3, total=True
@@ -151,6 +152,16 @@ def pairs(run: Run) -> Html | None:
         ),
         _class="two",
     )
+    if not unused:
+        return both
+    lead = f"Round {', '.join(unused)} learned from real clips alone and was not trained on its pairs."
+    return element("div", element("p", lead, _class="lead"), both)
+
+
+def _learned_without(run: Run, number: int) -> bool:
+    """Whether a round's update was one that reads no pairs, such as a supervised one."""
+    update = run.json(number, "update", "metrics.json")
+    return update is not None and update.get("num_pairs") == 0 and "skipped" not in update
 
 
 def time(run: Run) -> Html | None:
