@@ -13,6 +13,7 @@ from generator.clips import probe, read_conformed
 from loop.config import CampaignConfig, ClipConfig
 from loop.config_file import load_config
 from loop.errors import JudgeFailed, UserError
+from loop.launchers import quieten_libraries
 from loop.models import check_judge, has_weights_here, resolve_model
 from loop.status import judge_in_force
 from reward.certainty import Calibrator, load
@@ -118,10 +119,12 @@ def _votes_by(judge: JudgeConfig) -> dict[str, Any]:
 @contextlib.contextmanager
 def opened(chosen: ChosenJudge) -> Iterator[Judge]:
     """The judge, loaded, and closed at the end. Raises UserError if it cannot be loaded."""
-    if chosen.judge.type == "transformers" and chosen.config.threads is not None:
+    if chosen.judge.type == "transformers":
         import torch
 
-        torch.set_num_threads(chosen.config.threads)
+        if chosen.config.threads is not None:
+            torch.set_num_threads(chosen.config.threads)
+        quieten_libraries()
     try:
         judge = load_judge(chosen.judge)
     except (ValueError, OSError) as error:

@@ -47,12 +47,12 @@ class InlineLauncher:
 
     def launch(self, stage: Stage, context: StageContext) -> None:
         function = stage.resolve()
-        _quieten_libraries()
+        quieten_libraries()
         _seed_libraries(context.seed)  # after the import: a resumed process then draws as this one does
         function(context)
 
 
-def _quieten_libraries() -> None:
+def quieten_libraries() -> None:
     """Bars of weight files say nothing beside the stage's own; what libraries log goes to the stage's log."""
     warnings.filterwarnings("ignore", "Already found a `peft_config`")  # policy and reference adapters: meant
     warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # nothing here changes a prediction in place

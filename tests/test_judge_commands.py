@@ -361,6 +361,7 @@ def test_the_embedded_judge_on_two_clips_of_other_sizes_and_rates(clips):
         assert of["p_first"] + of["p_second"] + of["p_tie"] == pytest.approx(1)
     again = retake(*ask, "--prompt", HOSTILE)
     assert again.exit_code == 0 and "\x1b" not in again.stdout and "‹/answer›" in again.stdout
+    assert "Loading weights" not in done.stderr
 
 
 def test_what_people_answered_judges(clips):
