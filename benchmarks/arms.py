@@ -1,4 +1,4 @@
-"""Does the loop improve the model, and for the right reason? Ours against four control arms at equal updates.
+"""Does the loop improve the model, and for the right reason? Ours against control arms at equal updates.
 
     python benchmarks/arms.py --seeds 0 1 2 --out runs/arms [--config configs/few-clips.yaml]
                               [--arms ours random_labels …] [--set key=value …]
@@ -38,6 +38,8 @@ ARMS: dict[str, list[str]] = {
     # as many clips a step as ours sees (winners, losers and anchors), all of them real
     "supervised": [*_NO_PAIRS, "update.method=supervised", "update.anchors_per_step=48"],
     "oracle_labels": [],
+    # the reference's errors are computed once for two draws a pair, which speed is measured with (performance.md)
+    "fixed_draws": ["update.reference_draws=2"],
 }
 Scores = dict[str, tuple[str, float]]  # take_id → (prompt, the oracle's total)
 SHARED = ["round-000/prepare", "round-000/evaluate"]
