@@ -38,7 +38,7 @@ ARMS: dict[str, list[str]] = {
     # as many clips a step as ours sees (winners, losers and anchors), all of them real
     "supervised": [*_NO_PAIRS, "update.method=supervised", "update.anchors_per_step=48"],
     "oracle_labels": [],
-    # the reference's errors are computed once for two draws a pair, which speed is measured with (performance.md)
+    # the reference's errors are computed once, for two draws a pair, as where speed is measured
     "fixed_draws": ["update.reference_draws=2"],
 }
 Scores = dict[str, tuple[str, float]]  # take_id → (prompt, the oracle's total)

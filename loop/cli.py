@@ -5,11 +5,14 @@ import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from loop.errors import JudgeFailed, StageFailed, Stopped, UserError
+
+if TYPE_CHECKING:
+    from loop.config_file import LoadedConfig
 
 FAILED, USER_ERROR, STOPPED = 1, 2, 75
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
@@ -66,15 +69,7 @@ def run(
             typer.echo(loaded.config.model_dump_json(indent=2))
             typer.echo(f"valid; the run directory would be {root}", err=True)
             return
-        from loop.campaign import run_campaign
-        from loop.store import Store
-
-        try:
-            report = run_campaign(loaded, Store(root))
-        except Stopped as stop:
-            typer.echo(f"stopped by {stop}; the same command resumes {root}", err=True)
-            raise typer.Exit(STOPPED) from None
-        typer.echo(f"done: open {report}")
+        _run(loaded, root, "the same command")
 
 
 @app.command()
@@ -135,6 +130,46 @@ def report(run: Run) -> None:
         from loop.report import write_report
 
         typer.echo(str(write_report(folder)))
+
+
+@app.command()
+def verify(run: Run, as_json: AsJson = False) -> None:
+    """Hash every committed file and name each damaged one; exit 1 if there is any."""
+    from loop.status import find_run
+    from loop.verify import summary
+    from loop.verify import verify as verify_run
+
+    with _exit_codes():
+        found = verify_run(find_run(run))
+    if as_json:
+        typer.echo(json.dumps(vars(found), indent=2))
+    else:
+        for line in found.damage:
+            typer.echo(line)
+        typer.echo(summary(found))
+    if found.damage:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def branch(
+    run: Run,
+    start: Annotated[int, typer.Option("--from", min=0, help="The last round that both runs share.")],
+    dir: Annotated[Path | None, typer.Option(help="The new run. Default: RUN-from-ROUND beside RUN.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=0, help="Rounds in all, shared ones included.")] = None,
+    set: Set = None,
+) -> None:
+    """Start a campaign that shares a run's first rounds and goes on with other settings."""
+    from loop.branch import branch as branch_run
+    from loop.status import find_run
+
+    with _exit_codes():
+        source = find_run(run)
+        root = dir or source.with_name(f"{source.name}-from-{start}")
+        overrides = list(set or []) + ([f"rounds={rounds}"] if rounds is not None else [])
+        loaded = branch_run(source, start, root, overrides)
+        typer.echo(f"{root} begins with rounds 0 to {start} of {source}", err=True)
+        _run(loaded, root, f"retake run {root / 'resolved.json'} --dir {root}")
 
 
 @app.command("judge")
@@ -214,6 +249,18 @@ def judge_bench(
         finally:
             display.close()
         typer.echo(to_json(report) if as_json else "\n".join(write_out(report)))
+
+
+def _run(loaded: "LoadedConfig", root: Path, how_to_resume: str) -> None:
+    from loop.campaign import run_campaign
+    from loop.store import Store
+
+    try:
+        report = run_campaign(loaded, Store(root))
+    except Stopped as stop:
+        typer.echo(f"stopped by {stop}; {how_to_resume} resumes {root}", err=True)
+        raise typer.Exit(STOPPED) from None
+    typer.echo(f"done: open {report}")
 
 
 def _pair(text: str) -> tuple[str, str]:

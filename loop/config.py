@@ -229,7 +229,10 @@ class CampaignConfig(Section):
         """
         include: dict[str, Any] = {}
         for section, _, key in (name.partition(".") for name in keys):
-            include[section] = {key} if key else True
+            if not key:
+                include[section] = True
+            elif include.get(section) is not True:
+                include.setdefault(section, set()).add(key)
         return self.model_dump(mode="json", include=include)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from loop.branch import read_origin
 from loop.config import CampaignConfig, changed_keys
 from loop.errors import StageFailed, UserError
 from loop.launchers import LAUNCHERS
@@ -27,6 +28,8 @@ class StageRunner:
         self.launcher = LAUNCHERS[config.launch.type](config)
         self.environment = environment(config.threads)
         self.attempt: Path | None = None
+        origin = read_origin(store.root)
+        self.shared_rounds = -1 if origin is None else origin.round  # up to here another config holds
 
     def check_existing(self) -> None:
         """Compare everything committed with this config, before anything is written.
@@ -39,8 +42,11 @@ class StageRunner:
             artefact = self.store.artefact(round, name)
             manifest = read_manifest(artefact)
             if manifest is None:
+                self._check_not_shared(round, artefact)
                 continue
             self.store.check_sizes(artefact, manifest)
+            if round <= self.shared_rounds:
+                continue
             for key in changed_keys(manifest.config, self._slice(self.stages[name])):
                 differing[f"  {key}, used by {artefact.relative_to(self.store.root)}"] = None
             # Bytes may now differ from an uninterrupted run; the run stays valid.
@@ -51,6 +57,14 @@ class StageRunner:
                 f"{self.store.root} was begun with another config:\n"
                 + "\n".join(differing)
                 + "\nrevert these keys to continue the run, or choose another --dir (or name) for a new one"
+            )
+
+    def _check_not_shared(self, round: int, artefact: Path) -> None:
+        """Raises UserError for an artefact that a branch took over: this config could not make it again."""
+        if round <= self.shared_rounds:
+            raise UserError(
+                f"{artefact} is missing: it is of the rounds that this run took from another one "
+                "(branch.json); restore it, or branch again into another --dir"
             )
 
     def run(self, round: int, name: str, **inputs: Path | None) -> Path:
@@ -64,7 +78,7 @@ class StageRunner:
         artefact = self.store.artefact(round, name)
         manifest = read_manifest(artefact)
         if manifest is not None:
-            if manifest.fingerprint != mark:
+            if manifest.fingerprint != mark and round > self.shared_rounds:
                 raise UserError(
                     f"{artefact} was made from other inputs than the ones now in force; move it and "
                     "the later artefacts away and run the same command, or choose another --dir"

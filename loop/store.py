@@ -196,6 +196,21 @@ class Store:
                 raise UserError(f"{artefact / name} is damaged: its sha256 has changed; {_redo(artefact)}")
         self._hashed.add(artefact)
 
+    def damaged_files(self, artefact: Path, manifest: Manifest) -> Iterator[tuple[Path, str]]:
+        """Every file of the artefact that is not as committed, with what is wrong; all contents are read."""
+        for name, known in manifest.files.items():
+            path = artefact / name
+            if not path.is_file():
+                yield path, "is missing"
+            elif path.stat().st_size != known["size"]:
+                yield path, f"has {path.stat().st_size} bytes, was committed with {known['size']}"
+            elif _sha256(path) != known["sha256"]:
+                yield path, "its sha256 has changed"
+        for path in sorted(artefact.rglob("*")):
+            name = path.relative_to(artefact).as_posix()
+            if path.is_file() and name != MANIFEST and name not in manifest.files:
+                yield path, "was not committed; remove it"
+
     def require_space(self, min_free_gb: float) -> None:
         """Raises UserError when the disk has less free than a stage may need."""
         free_gb = self._disk_usage(self.root).free / 1e9

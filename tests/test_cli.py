@@ -198,3 +198,21 @@ def test_curves(retake, tmp_path, monkeypatch):
     assert text[2].split() == ["1", "oracle_total", "0.1000", "[0.0000,", "1.0000]"]
     assert text[3].split()[-2:] == ["by", "tiny"]
     assert retake("curves", "toy", "--csv", "--json").exit_code == 2
+
+
+def test_verify_and_branch(retake, tmp_path):
+    retake("run", "toy.yaml", "--dir", "one")
+    found = retake("verify", "one")
+    assert found.exit_code == 0 and "all as committed" in found.output
+    done = retake("branch", "one", "--from", "1", "--set", "update.beta=7", "--rounds", "3")
+    assert done.exit_code == 0, done.output
+    assert "done: open one-from-1/report.html" in done.output
+    assert len(json.loads((tmp_path / "one-from-1" / "resolved.json").read_text())["name"]) > 0
+    assert (tmp_path / "one-from-1" / "round-003" / "gate").is_dir()
+    again = retake("branch", "one", "--from", "1")
+    assert again.exit_code == 2 and "one-from-1 exists" in again.output
+    (tmp_path / "one" / "round-001" / "pair" / "inputs.json").write_text("{}")
+    found = retake("verify", "one")
+    assert found.exit_code == 1 and "round-001/pair/inputs.json: has 2 bytes" in found.output
+    assert json.loads(retake("verify", "one", "--json").output)["damage"]
+    assert retake("verify", "two").exit_code == 2

@@ -1,0 +1,83 @@
+"""Hashes every committed artefact of a run and names each file that is not what was committed."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from loop.errors import UserError
+from loop.stages import STAGES
+from loop.store import MANIFEST, Manifest, Store, fingerprint, read_manifest
+
+
+@dataclass(frozen=True)
+class Verified:
+    """damage: one line for each damaged file, which begins with its path in the run."""
+
+    num_artefacts: int
+    num_files: int
+    num_bytes: int
+    damage: list[str]
+
+
+def verify(root: Path) -> Verified:
+    """Read every file of every artefact in `root`. Changes nothing, needs no lock, leaves out work under way.
+
+    Found are: files that are missing, changed or not listed, folders without a manifest, manifests that are
+    damaged or edited (their fingerprint no longer follows from them), and inputs that are in the run no more.
+    """
+    store = Store(root)
+    known: dict[Path, Manifest] = {}
+    damage: list[str] = []
+    num_files = num_bytes = 0
+    for folder in _folders(root):
+        name = folder.relative_to(root).as_posix()
+        try:
+            manifest = read_manifest(folder)
+        except UserError as error:
+            damage.append(f"{name}/{MANIFEST}: {error}")
+            continue
+        if manifest is None:
+            damage.append(f"{name}: has no {MANIFEST}, so it was never committed")
+            continue
+        known[folder] = manifest
+        damage += [f"{name}/{MANIFEST}: {what}" for what in _edited(folder, manifest)]
+        for path, what in store.damaged_files(folder, manifest):
+            damage.append(f"{path.relative_to(root).as_posix()}: {what}")
+        num_files += len(manifest.files)
+        num_bytes += sum(file["size"] for file in manifest.files.values())
+    damage += [f"{p.relative_to(root).as_posix()}/{MANIFEST}: {what}" for p, what in _strangers(known)]
+    return Verified(len(known), num_files, num_bytes, damage)
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    for round_folder in sorted(root.glob("round-*")):
+        for folder in sorted(round_folder.iterdir()):
+            if folder.is_dir() and not folder.name.startswith("."):
+                yield folder
+
+
+def _edited(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """A manifest that does not belong here, or whose fingerprint does not follow from what it says."""
+    if (f"round-{manifest.round:03d}", manifest.stage) != (folder.parent.name, folder.name):
+        yield f"is that of {manifest.stage} in round {manifest.round}"
+    elif manifest.stage not in STAGES:
+        yield f"{manifest.stage} is no stage"
+    elif manifest.fingerprint != fingerprint(
+        manifest.stage, manifest.round, manifest.config, manifest.inputs
+    ):
+        yield "was edited: its fingerprint does not follow from its config and inputs"
+
+
+def _strangers(known: dict[Path, Manifest]) -> Iterator[tuple[Path, str]]:
+    """Inputs that no artefact of the run has: one was made again, or comes from another run."""
+    here = {manifest.fingerprint for manifest in known.values()}
+    for folder, manifest in known.items():
+        for name, mark in manifest.inputs.items():
+            if mark not in here:
+                yield folder, f"its input {name} ({mark[:12]}) is no artefact of this run"
+
+
+def summary(found: Verified) -> str:
+    size = f"{found.num_bytes / 1e9:.2f} GB" if found.num_bytes >= 1e8 else f"{found.num_bytes / 1e6:.1f} MB"
+    seen = f"{found.num_artefacts} artefacts, {found.num_files} files, {size}"
+    return f"{seen}: " + (f"{len(found.damage)} damaged" if found.damage else "all as committed")
