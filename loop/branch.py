@@ -37,7 +37,7 @@ def read_origin(root: Path) -> Origin | None:
     path = root / FILE
     try:
         return Origin(**json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError):
         raise UserError(f"{path} is damaged; branch again into another --dir") from None

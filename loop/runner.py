@@ -34,8 +34,15 @@ class StageRunner:
     def check_existing(self) -> None:
         """Compare everything committed with this config, before anything is written.
 
-        Raises UserError naming the keys that changed, or the file that is damaged.
+        Raises UserError naming the keys that changed, or the file that is damaged, and for fewer rounds than
+        have begun.
         """
+        begun = self.store.last_round()
+        if begun > self.config.rounds:
+            raise UserError(
+                f"{self.store.root} has begun round {begun}, but rounds is {self.config.rounds}; give "
+                f"--rounds {begun} or more, or `retake branch` it from round {self.config.rounds}"
+            )
         differing: dict[str, None] = {}
         for round, name in plan(self.config.rounds):
             self.store.finish_interrupted(round, name)

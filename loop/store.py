@@ -104,6 +104,11 @@ class Store:
     def artefact(self, round: int, stage: str) -> Path:
         return self.root / f"round-{round:03d}" / stage
 
+    def last_round(self) -> int:
+        """The highest round with a committed artefact, 0 without any."""
+        numbers = [int(p.parent.parent.name[6:]) for p in self.root.glob(f"round-[0-9]*/[!.]*/{MANIFEST}")]
+        return max(numbers, default=0)
+
     def lock(self) -> None:
         """Take the run for this process. Raises UserError if it is taken, or if the directory is no run."""
         if died := self._lock.acquire():

@@ -145,6 +145,15 @@ def test_more_rounds_extend_a_finished_run(config, tmp_path):
     assert tree(tmp_path / "once") == tree(tmp_path / "twice")
 
 
+def test_fewer_rounds_than_have_begun_are_refused(config, tmp_path):
+    root = tmp_path / "run"
+    run(config, root)
+    before = tree(root)
+    with pytest.raises(UserError, match="has begun round 2, but rounds is 1; give --rounds 2 or more"):
+        run(config, root, "rounds=1")
+    assert tree(root) == before
+
+
 def test_a_failed_stage_names_its_log_and_the_next_launch_resumes(config, tmp_path, monkeypatch):
     root = tmp_path / "run"
     monkeypatch.setenv("TOY_FAIL", "1-label")
