@@ -113,23 +113,41 @@ def kto_loss(
     beta: float,
     half: bool = True,
     total: Tensor | None = None,
+    baseline: Tensor | None = None,
 ) -> Tensor:
     """Diffusion-KTO (arXiv 2404.04465): each clip of a pair is desirable or not, whatever it was paired with.
 
     With r = −½·β·(err_policy − err_reference), means over latent frames, and Q = max(0, mean r) of the batch,
     detached: the mean of 1 − σ(r − Q) over winners and 1 − σ(Q − r) over losers. An untrained policy gives ½.
     Arguments as for `preference_loss`; a pair's majority sign says which clip is which, ties are left out.
-    Q is that of the pairs at hand, so a micro-batch's where there are several.
+    `baseline` is the Q of the whole batch, where these pairs are a part of it (`kto_baseline`).
     """
+    first, second, sign_B, weight = _kto_rewards(errors, signs, weights, beta, half)
+    if baseline is None:
+        baseline = kto_baseline(errors, signs, weights, beta=beta, half=half)
+    # σ(−u) = 1 − σ(u); where the second clip won the roles are swapped
+    lost = torch.sigmoid(-sign_B * (first - baseline)) + torch.sigmoid(sign_B * (second - baseline))
+    return (lost / 2 * weight).sum() / _positive(weight.sum() if total is None else total)
+
+
+@torch.no_grad()
+def kto_baseline(
+    errors: PairErrors, signs: Tensor, weights: Tensor, *, beta: float, half: bool = True
+) -> Tensor:
+    """Q of Diffusion-KTO: the mean reward of all clips of a batch, at least 0; a scalar."""
+    first, second, _, weight = _kto_rewards(errors, signs, weights, beta, half)
+    return ((first + second) / 2 * weight).sum().div(_positive(weight.sum())).clamp_min(0)
+
+
+def _kto_rewards(
+    errors: PairErrors, signs: Tensor, weights: Tensor, beta: float, half: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """r of each pair's first and second clip, its majority sign and its weight, 0 for a tie; [B] each."""
     scale = 0.5 * beta if half else beta
     sign_B = signs.sum(dim=1).sign()
     first = scale * (errors.reference_winner - errors.policy_winner).mean(dim=1)
     second = scale * (errors.reference_loser - errors.policy_loser).mean(dim=1)
-    weight = weights * sign_B.abs()
-    baseline = ((first + second) / 2 * weight).sum().div(_positive(weight.sum())).detach().clamp_min(0)
-    # σ(−u) = 1 − σ(u); where the second clip won the roles are swapped
-    lost = torch.sigmoid(-sign_B * (first - baseline)) + torch.sigmoid(sign_B * (second - baseline))
-    return (lost / 2 * weight).sum() / _positive(weight.sum() if total is None else total)
+    return first, second, sign_B, weights * sign_B.abs()
 
 
 @torch.no_grad()

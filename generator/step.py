@@ -18,6 +18,7 @@ from generator.draws import Draw, draws_of_step, mix, noise_and_levels
 from generator.losses import (
     PairErrors,
     frame_errors,
+    kto_baseline,
     kto_loss,
     preference_loss,
     preference_statistics,
@@ -27,6 +28,11 @@ from generator.models.base import VideoModel
 from generator.ranks import Ranks
 from generator.reference_errors import ReferenceErrors
 from generator.sharding import clip_gradients
+
+_TRY = (
+    "Nothing was updated by it. Look at these clips; lower update.learning_rate or update.beta, or train in "
+    "float32: `retake branch` goes on from an earlier round with other settings"
+)
 
 
 @dataclass
@@ -63,7 +69,7 @@ def take_step(u: Update, step: int) -> dict[str, float]:
     _forget_idle_experts(u)
     norm = clip_gradients(u.parameters, config.max_grad_norm)
     if not math.isfinite(norm):
-        raise FloatingPointError(f"step {step}: the gradient norm is {norm}; pairs {_ids(u, step)}")
+        raise FloatingPointError(f"step {step}: the gradient norm is {norm}; {_ids(u, step)}. {_TRY}")
     u.optimiser.step()
     log["grad_norm"] = norm
     return log
@@ -87,25 +93,21 @@ def _learn_from_pairs(u: Update, step: int) -> tuple[float, dict[str, float]]:
     parts: list[PairErrors] = []
     num_chunks = u.ranks.num_chunks(len(drawn), config.micro_batches)
     of_ranks = [_chunks(share, num_chunks) for share in u.ranks.shares(drawn)]
+    everyone = [i for r in range(u.ranks.num) for d in drawn[r :: u.ranks.num] for i in u.groups[d.item]]
+    baseline = _whole_baseline(u, of_ranks, everyone)
     for number, draws in enumerate(of_ranks[u.ranks.rank]):
-        errors = pair_errors(
-            u.model, pairs, [u.groups[d.item] for d in draws], draws, config, u.seed,
-            u.reference if config.preference_weight > 0 else None,
-            together=[d for chunks in of_ranks for d in chunks[number]],
-        )  # fmt: skip
-        u.reference.exchange(u.ranks)
+        errors = _chunk_errors(u, of_ranks, number)
         here = [i for d in draws for i in u.groups[d.item]]
         signs_here, weights_here = pairs.signs[here].to(device), pairs.weights[here].to(device)
         loss = torch.zeros((), device=device)
         if config.preference_weight > 0:
-            preference = objective(errors, signs_here, weights_here, config, preference_total)
+            preference = objective(errors, signs_here, weights_here, config, preference_total, baseline)
             loss = loss + config.preference_weight * per_winner * preference
         if config.winner_likelihood > 0:
             winners = (weights_here * errors.policy_winner.mean(dim=1)).sum() / winner_total
             loss = loss + config.winner_likelihood * winners
         _backward(loss, step, [pairs.ids[i] for i in here])
         parts.append(errors.detach())
-    everyone = [i for r in range(u.ranks.num) for d in drawn[r :: u.ranks.num] for i in u.groups[d.item]]
     whole = PairErrors.cat(parts).map(u.ranks.gather)
     signs, weights = pairs.signs[everyone].to(device), pairs.weights[everyone].to(device)
     log: dict[str, float] = {}
@@ -121,20 +123,46 @@ def _learn_from_pairs(u: Update, step: int) -> tuple[float, dict[str, float]]:
     return total, log
 
 
+def _chunk_errors(u: Update, of_ranks: list[list[list[Draw]]], number: int) -> PairErrors:
+    """Errors of this rank's part number `number` of a step, while the other ranks do theirs."""
+    draws = of_ranks[u.ranks.rank][number]
+    assert u.pairs is not None
+    errors = pair_errors(
+        u.model, u.pairs, [u.groups[d.item] for d in draws], draws, u.config, u.seed,
+        u.reference if u.config.preference_weight > 0 else None,
+        together=[d for chunks in of_ranks for d in chunks[number]],
+    )  # fmt: skip
+    u.reference.exchange(u.ranks)
+    return errors
+
+
+@torch.no_grad()
+def _whole_baseline(u: Update, of_ranks: list[list[list[Draw]]], everyone: list[int]) -> Tensor | None:
+    """KTO's Q of a step that is cut into parts, by a forward more; None where no part needs it."""
+    num_parts = len(of_ranks[u.ranks.rank])
+    if u.config.objective != "kto" or u.config.preference_weight == 0 or num_parts * u.ranks.num == 1:
+        return None
+    assert u.pairs is not None
+    parts = [_chunk_errors(u, of_ranks, number).detach() for number in range(num_parts)]
+    whole = PairErrors.cat(parts).map(u.ranks.gather)
+    signs, weights = u.pairs.signs[everyone], u.pairs.weights[everyone]
+    device = u.model.device
+    return kto_baseline(whole, signs.to(device), weights.to(device), beta=u.config.beta, half=u.config.half)
+
+
 def _learn_from_anchors(u: Update, step: int) -> float:
     """Adds the gradient of the real-likelihood (or supervised) term; returns its mean error."""
     config, anchors = u.config, u.anchors
     if anchors is None:
         raise ValueError("update.real_likelihood or update.method supervised needs anchors in the train part")
-    seed = mix(u.seed, 1)
-    drawn = draws_of_step(len(anchors.latents), config.anchors_per_step, seed, step)
+    drawn = _anchor_draws(u, step)
     errors = []
     num_chunks = u.ranks.num_chunks(len(drawn), config.micro_batches)
     for draws in _chunks(u.ranks.share(drawn), num_chunks):
         rows = [d.item for d in draws]
         x = anchors.latents[rows].to(u.model.device)
         shape = tuple(x.shape[1:])
-        eps, sigma = noise_and_levels(draws, shape, config, u.model.shift_for(shape), seed)
+        eps, sigma = noise_and_levels(draws, shape, config, u.model.shift_for(shape), _anchor_seed(u))
         eps, level = eps.to(u.model.device), u.model.levels_of(sigma).to(u.model.device)
         form = u.model.parametrisation
         with autocast(u.model, config):
@@ -198,11 +226,18 @@ def pair_errors(
 
 
 def objective(
-    errors: PairErrors, signs: Tensor, weights: Tensor, config: UpdateConfig, total: Tensor | None = None
+    errors: PairErrors,
+    signs: Tensor,
+    weights: Tensor,
+    config: UpdateConfig,
+    total: Tensor | None = None,
+    baseline: Tensor | None = None,
 ) -> Tensor:
     """The configured preference loss; see `preference_loss` and `kto_loss`."""
     if config.objective == "kto":
-        return kto_loss(errors, signs, weights, beta=config.beta, half=config.half, total=total)
+        return kto_loss(
+            errors, signs, weights, beta=config.beta, half=config.half, total=total, baseline=baseline
+        )
     return preference_loss(
         errors, signs, weights, beta=config.beta, reduction=config.reduction, half=config.half, total=total
     )
@@ -218,6 +253,15 @@ def _pair_draws(u: Update, step: int) -> list[Draw]:
     )
 
 
+def _anchor_seed(u: Update) -> int:
+    return mix(u.seed, 1)
+
+
+def _anchor_draws(u: Update, step: int) -> list[Draw]:
+    assert u.anchors is not None
+    return draws_of_step(len(u.anchors.latents), u.config.anchors_per_step, _anchor_seed(u), step)
+
+
 def _forget_idle_experts(u: Update) -> None:
     """Drops zero gradients of experts that no rank had a row for: Adam moves by them, and not by none."""
     if u.ranks.num == 1 or len(u.model.experts) == 1:
@@ -230,15 +274,20 @@ def _forget_idle_experts(u: Update) -> None:
 
 
 def _ids(u: Update, step: int) -> str:
-    if not u.config.needs_pairs or u.pairs is None:
-        return "none"
-    return ", ".join(u.pairs.ids[i] for d in _pair_draws(u, step) for i in u.groups[d.item])
+    """What the step's batch was: pairs by id, anchors by row."""
+    named: list[str] = []
+    if u.config.needs_pairs and u.pairs is not None:
+        ids = [u.pairs.ids[i] for d in _pair_draws(u, step) for i in u.groups[d.item]]
+        named.append(f"pairs {', '.join(ids)}")
+    if u.config.real_weight > 0 and u.anchors is not None:
+        named.append(f"anchor rows {', '.join(str(d.item) for d in _anchor_draws(u, step))}")
+    return "; ".join(named)
 
 
 def _backward(loss: Tensor, step: int, ids: Sequence[str]) -> None:
     value = loss.item()
     if not math.isfinite(value):
-        raise FloatingPointError(f"step {step}: the loss is {value}; pairs {', '.join(ids)}")
+        raise FloatingPointError(f"step {step}: the loss is {value}; of {', '.join(ids)}. {_TRY}")
     loss.backward()
 
 

@@ -92,15 +92,16 @@ def gradients(monkeypatch) -> list[torch.Tensor]:
     return seen
 
 
-@pytest.mark.parametrize("reduction", ["clip", "frame", "frame_sum"])
+@pytest.mark.parametrize("reduction", ["clip", "frame", "frame_sum", "kto"])
 def test_micro_batches_give_the_same_gradient(config, tmp_path, gradients, reduction):
-    """1 × 8 ≡ 8 × 1 in float32, ties included: the counts are the whole batch's."""
-    whole, rows, _ = train(config, tmp_path / "whole", reduction=reduction)
+    """1 × 8 ≡ 8 × 1 in float32, ties included: the counts, and KTO's Q, are the whole batch's."""
+    loss = {"objective": "kto"} if reduction == "kto" else {"reduction": reduction}
+    whole, rows, _ = train(config, tmp_path / "whole", **loss)
     [first, *_] = gradients
     assert first.abs().max() > 1e-3
     for num in (3, 8):
         gradients.clear()
-        parts, other, _ = train(config, tmp_path / f"parts-{num}", reduction=reduction, micro_batches=num)
+        parts, other, _ = train(config, tmp_path / f"parts-{num}", **loss, micro_batches=num)
         assert (gradients[0] - first).abs().max() < 1e-6 * first.abs().max()
         assert difference(whole, parts) < 2e-5  # Adam divides by the gradient's size, however small
         for a, b in zip(rows, other, strict=True):
