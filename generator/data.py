@@ -41,15 +41,19 @@ class PairData:
         if self.winners.shape != self.losers.shape:
             raise ValueError(
                 f"winner latents {tuple(self.winners.shape)} and loser latents {tuple(self.losers.shape)} "
-                "differ in shape"
+                f"differ in shape (pairs {_some(self.ids)}); all clips of an update have one length and "
+                "size, so encode them at data.clip's"
             )
         if self.signs.shape != (len(self.ids), self.winners.shape[2]):
             raise ValueError(
                 f"signs {tuple(self.signs.shape)} do not match {len(self.ids)} pairs × "
-                f"{self.winners.shape[2]} latent frames"
+                f"{self.winners.shape[2]} latent frames; give every pair a sign for each latent frame"
             )
         if not self.signs.any():
-            raise ValueError("every pair is a tie in every latent frame: nothing to learn from")
+            raise ValueError(
+                f"every pair is a tie in every latent frame (pairs {_some(self.ids)}): nothing to learn "
+                "from; leave ties out, or sample takes that differ more"
+            )
 
     def condition(self, rows: Sequence[int]) -> Condition:
         """What the network is told of the pairs `rows`."""
@@ -86,3 +90,7 @@ class AnchorData:
 
     def condition(self, rows: Sequence[int]) -> Condition:
         return self.conditions.rows([self.condition_rows[i] for i in rows] if self.condition_rows else rows)
+
+
+def _some(ids: Sequence[str], num: int = 3) -> str:
+    return ", ".join(ids[:num]) + (f" and {len(ids) - num} more" if len(ids) > num else "")

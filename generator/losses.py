@@ -18,7 +18,8 @@ def frame_errors(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean squared error of each latent frame: float32 [B, T'] of two [B, C, T', H', W']."""
     if prediction.shape != target.shape:
         raise ValueError(
-            f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} differ in shape"
+            f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} differ in shape; a "
+            "family's predict must return latents of the shape that it was given"
         )
     return (prediction.float() - target.float()).pow(2).mean(dim=(1, 3, 4))
 

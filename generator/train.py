@@ -157,6 +157,12 @@ class _Run:
         limits = u.config.limits
         if not held_rows and (limits.drift or limits.displacement):
             warn("update.limits.drift and displacement need held-out pairs: raise update.held_out_share")
+        elif not held_rows and u.pairs is not None and u.config.held_out_share > 0:
+            warn(
+                f"update.held_out_share {u.config.held_out_share:g} of {len(set(u.pairs.prompt_ids))} "
+                "prompts is none: the last step is the checkpoint; raise it to have one chosen on held-out "
+                "pairs"
+            )
         self.state = self._resume()
 
     def step(self, step: int) -> dict[str, float]:

@@ -3,6 +3,7 @@
 import ast
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -64,7 +65,10 @@ def test_evaluate_does_reach_it():
 
 
 def test_the_shipped_weights_are_trained_on_training_captions_alone():
-    from loop.embedded import world
+    from loop.embedded import make_weights, world
+
+    _, scenes = make_weights.random_clips(200, np.random.default_rng(0))
+    assert {world.part_of(s.colour, s.shape, s.direction) for s in scenes} == {"train"}
 
     parts = [world.part_of(*c) for c in world.combinations()]
     assert {p: parts.count(p) for p in set(parts)} == {"train": 48, "calibrate": 12, "gate": 12, "report": 24}

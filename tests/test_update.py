@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from generator import step
 from generator.config import GeneratorConfig, LoraConfig, UpdateConfig
 from generator.data import AnchorData, PairData
-from generator.draws import Draw, draws_of_step, noise_and_levels
+from generator.draws import Draw, draws_of_step, mix, noise_and_levels
 from generator.models.base import VideoModel, load_model
 from generator.reference_errors import ReferenceErrors
 from generator.train import update
@@ -107,6 +107,40 @@ def test_micro_batches_give_the_same_gradient(config, tmp_path, gradients, reduc
         for a, b in zip(rows, other, strict=True):
             for key in ("loss", "preference_loss", "winner_error", "real_error", "grad_norm", "margin"):
                 assert a[key] == pytest.approx(b[key], rel=1e-4, abs=1e-6), key
+
+
+def test_the_gradient_is_that_of_clips_one_at_a_time(config, tmp_path, gradients):
+    """Fused winners and losers, cached references and shared draws give what the plain loop gives."""
+    train(config, tmp_path, num_steps=1, reduction="frame", winner_likelihood=0, real_likelihood=0)
+    [fused] = gradients
+    model = load_model(config)
+    settings = UpdateConfig(**{**TERMS, "reduction": "frame"})
+    parameters = model.prepare_training(None, None, "parent", mix(3, 3))
+    pairs, form = make_pairs(model), model.parametrisation
+    drawn = draws_of_step(10, settings.pairs_per_step, 3, 0, num_draws=0)
+    noise, sigma = noise_and_levels(drawn, SHAPE, settings, model.shift_for(SHAPE), 3, 0)
+    levels, terms, count = model.levels_of(sigma), [], 0.0
+    for draw, eps, level in zip(drawn, noise, levels, strict=True):
+        i = draw.item
+
+        def error(x, predict, eps=eps[None], level=level[None], i=i):
+            prediction = predict(form.noise(x, eps, level), level, pairs.condition([i]))
+            return (prediction - form.target(x, eps, level)).pow(2).mean(dim=(0, 1, 3, 4))
+
+        changes = []
+        for x in (pairs.winners[i][None], pairs.losers[i][None]):
+            with torch.no_grad():
+                frozen = error(x, model.predict_reference)
+            changes.append(error(x, model.predict) - frozen)
+        for sign, d in zip(pairs.signs[i].tolist(), changes[0] - changes[1], strict=True):
+            if sign:
+                margin = -0.5 * settings.beta * sign * d
+                terms.append(-pairs.weights[i] * torch.nn.functional.logsigmoid(margin))
+                count += pairs.weights[i].item()
+    (torch.stack(terms).sum() / count).backward()
+    naive = torch.cat([p.grad.flatten() for p in parameters])
+    assert naive.abs().max() > 1e-3
+    assert (fused - naive).abs().max() < 1e-5 * naive.abs().max()
 
 
 def test_means_of_parts_would_be_another_gradient(config, tmp_path, monkeypatch):
@@ -235,6 +269,22 @@ def test_activation_checkpointing_gives_the_same_weights(config, tmp_path):
     assert difference(plain, again) < 1e-6
 
 
+def test_a_compiled_model_learns_the_same(config, tmp_path, monkeypatch):
+    """Through the graph compiler, without the code generation that would take minutes here."""
+    compiled = []
+
+    def compile_(module, **options):
+        compiled.append(module)
+        compile_of_torch(module, backend="aot_eager")
+
+    compile_of_torch = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_)
+    plain, _, _ = train(config, tmp_path / "plain", num_steps=2)
+    assert not compiled
+    other, _, _ = train(config, tmp_path / "compiled", num_steps=2, compile=True)
+    assert len(compiled) == 1 and difference(plain, other) < 2e-5
+
+
 def test_training_needs_no_encoders(config, tmp_path):
     """The update stage frees them: pixels and prompts have become latents and embeddings by then."""
     plain, _, _ = train(config, tmp_path / "plain")
@@ -286,6 +336,47 @@ def test_drift_is_measured_from_the_base_not_from_the_parent(config, tmp_path):
     [held] = [r for r in rows if r["split"] == "held_out"]
     assert held["drift"] > 1e-4
     assert held["loss"] == pytest.approx(math.log(2), abs=1e-6)  # the reference is the parent
+
+
+def test_winners_that_get_worse_stop_an_update(config, tmp_path):
+    """Likelihood displacement: the winners' error against the reference rises beyond what is allowed."""
+    worse = {**HELD, "learning_rate": 3e-2, "winner_likelihood": 0, "real_likelihood": 0, "beta": 500.0}
+    _, free, _ = train(config, tmp_path / "free", **worse)
+    changes = [r["winner_error_change"] for r in free if r["split"] == "held_out"]
+    assert changes[-1] > 0
+    limit = max(changes) / 2
+    broken = next(i for i, change in enumerate(changes) if change > limit)
+    _, rows, result = train(config, tmp_path / "limited", **worse, limits={"displacement": limit})
+    assert len([r for r in rows if r["split"] == "held_out"]) == broken + 1
+    assert "update.limits.displacement" in result["stopped"]
+
+
+def test_a_share_that_holds_out_nothing_is_said(config, tmp_path):
+    _, _, result = train(config, tmp_path / "none", num_steps=1, held_out_share=0.05)
+    [warned] = [w for w in result["warnings"] if "held_out_share" in w]
+    assert "5 prompts" in warned and "last step" in warned
+    _, _, result = train(config, tmp_path / "meant", num_steps=1, held_out_share=0)
+    assert not result["warnings"]
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_leaves_the_weights(config, tmp_path, monkeypatch, where):
+    model = load_model(config)
+    pairs = make_pairs(model)
+    if where == "loss":
+        pairs.winners[3] = float("nan")
+    else:  # the loss is a number, and its gradient none
+        sums = step.Ranks.sum_gradients
+        monkeypatch.setattr(
+            step.Ranks, "sum_gradients", lambda self, p: (sums(self, p), p[0].grad.fill_(float("inf")))
+        )
+    before = {k: v.clone() for k, v in model.transformer.state_dict().items()}
+    with pytest.raises(FloatingPointError, match=r"step 0: .*pair-3.*lower update\.learning_rate"):
+        update(
+            model, pairs, make_anchors(model), UpdateConfig(**{**TERMS, "pairs_per_step": 10}),
+            parent=None, out=tmp_path, seed=0, on_step=lambda row: None,
+        )  # fmt: skip
+    assert difference(before, dict(model.transformer.state_dict())) == 0
 
 
 def test_pairs_whose_winners_stand_still_are_refused(config, tmp_path):
