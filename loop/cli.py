@@ -67,7 +67,10 @@ def run(
         check_models(loaded.config)
         if dry_run:
             typer.echo(loaded.config.model_dump_json(indent=2))
-            typer.echo(f"valid; the run directory would be {root}", err=True)
+            typer.echo(
+                f"the config is valid; no clip and no weights were read; the run directory would be {root}",
+                err=True,
+            )
             return
         _run(loaded, root, "the same command")
 

@@ -17,12 +17,27 @@ _PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 
 def check_models(config: CampaignConfig) -> None:
     """Raise UserError for what no stage could load. No weights are read, no server asked."""
+    _check_files(config)
     check_judge(config.judge)
     if config.rounds:
         check_training(config)
     _check_folder(
         resolve_model(config.generator.model, "generator.model"), "generator.model", "model_index.json"
     )
+
+
+def _check_files(config: CampaignConfig) -> None:
+    """Raise UserError for a folder or file of the data section that is not there."""
+    data = config.data
+    if data.anchors != "embedded" and not Path(data.anchors).expanduser().is_dir():
+        raise UserError(
+            f"data.anchors: {data.anchors}: no such folder; set data.anchors to a folder of clips with "
+            "metadata.csv"
+        )
+    for key in ("human_pairs", "prompts"):
+        name = getattr(data, key)
+        if name not in (None, "embedded") and not Path(name).expanduser().is_file():
+            raise UserError(f"data.{key}: {name}: no such file; correct the path")
 
 
 def check_judge(judge: JudgeConfig) -> None:

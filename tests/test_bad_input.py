@@ -132,6 +132,11 @@ def test_bad_clips_are_named_with_the_remedy(clips, case):
             ["data.split={train: [a.mp4], calibrate: [b.mp4], gate: [c.mp4], report: [e.mp4]}"],
             ["data.split.report: 'e.mp4' is not in metadata.csv", "did you mean"],
         ),
+        (
+            ["rounds=1", "update.lora={rank: 2, target_modules: [to_q, to_x]}"],
+            ["update.lora.target_modules: to_x not found in WanTransformer3DModel", "such as to_q"],
+        ),
+        (["judge.model=nobody/nothing"], ["judge.model: cannot load 'nobody/nothing'"]),
         (["judge.dimensions=[motion]"], ["judge.dimensions lacks overall", "add it"]),
         (["launch.min_free_gb=1e9"], ["no disk space: run has", "lower launch.min_free_gb"]),
     ],
@@ -163,6 +168,32 @@ def test_damaged_weights_are_a_user_error(clips, tmp_path):
     weights.write_bytes(weights.read_bytes()[:10_000])
     done = run(f"generator.model={tmp_path / 'wan'}")
     assert done.exit_code == 2 and "generator.model: cannot load" in done.stderr, done.output
+
+
+def test_a_judge_without_vision_is_refused_before_anything_is_filmed(clips, tmp_path):
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tiny = LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    LlamaForCausalLM(tiny).save_pretrained(tmp_path / "text")
+    AutoTokenizer.from_pretrained(TINY_WAN.with_name("tiny-judge")).save_pretrained(tmp_path / "text")
+    done = run(f"judge.model={tmp_path / 'text'}")
+    assert done.exit_code == 2 and "has no vision" in done.stderr, done.output
+    assert not list(Path("run").glob("round-*/*/manifest.json"))
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("data.anchors=nowhere", "data.anchors: nowhere: no such folder"),
+        ("data.human_pairs=pairs.csv", "data.human_pairs: pairs.csv: no such file"),
+        ("data.prompts=prompts.txt", "data.prompts: prompts.txt: no such file"),
+    ],
+)
+def test_a_dry_run_says_what_is_not_there(clips, override, part):
+    done = CliRunner().invoke(app, ["run", "bad.yaml", "--dry-run", "--set", override])
+    assert done.exit_code == 2 and part in done.stderr, done.output
+    done = CliRunner().invoke(app, ["run", "bad.yaml", "--dry-run"])
+    assert done.exit_code == 0 and "no clip and no weights were read" in done.stderr
 
 
 def test_a_run_directory_that_cannot_be_made(clips):

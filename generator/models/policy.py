@@ -180,6 +180,16 @@ class PolicyWeights:
             p.requires_grad_(True)
         return policy
 
+    def check_lora_targets(self, lora: LoraConfig) -> None:
+        """Raises ValueError naming target modules that the transformer does not have."""
+        names = [n for n, _ in self.transformer.named_modules()]
+        missing = [t for t in lora.target_modules if not any(n == t or n.endswith("." + t) for n in names)]
+        if missing:
+            raise ValueError(
+                f"update.lora.target_modules: {', '.join(missing)} not found in "
+                f"{type(self.transformer).__name__}; name modules of it, such as to_q"
+            )
+
     def _add_lora(self, lora: LoraConfig, parent: Path | None, reference: str) -> None:
         if parent is None:
             self._add_new_lora(lora, reference)
@@ -194,13 +204,7 @@ class PolicyWeights:
     def _add_new_lora(self, lora: LoraConfig, reference: str) -> None:
         from peft import LoraConfig as PeftLoraConfig
 
-        names = [n for n, _ in self.transformer.named_modules()]
-        missing = [t for t in lora.target_modules if not any(n == t or n.endswith("." + t) for n in names)]
-        if missing:
-            raise ValueError(
-                f"update.lora.target_modules: {', '.join(missing)} not found in "
-                f"{type(self.transformer).__name__}; name modules of it, such as to_q"
-            )
+        self.check_lora_targets(lora)
         config = PeftLoraConfig(
             r=lora.rank,
             lora_alpha=lora.alpha,

@@ -17,6 +17,7 @@ from loop.human_pairs import HumanPair, clip_id_of
 from loop.metadata import Skip
 from loop.stages import StageContext
 from loop.steps.common import load_generator, write_json, write_table
+from loop.steps.judging import judge_config
 
 ANCHORS = pa.schema(
     [(n, pa.string()) for n in ("anchor_id", "file", "caption", "source", "category", "part", "sha256")]
@@ -44,6 +45,7 @@ def run(ctx: StageContext) -> None:
         ctx.log.warning("skipped %s: %s", skip.file, skip.reason)
     model = load_generator(ctx, None)
     model.latent_shape(clip.num_frames, clip.height, clip.width)  # sizes that the model cannot take end here
+    _check_what_later_stages_load(ctx, model)
     (ctx.out / "clips").mkdir(exist_ok=True)
     ctx.progress.start(len(anchors), "anchors")
     rows = []
@@ -80,6 +82,17 @@ def run(ctx: StageContext) -> None:
         },
     )
     write_json(ctx.out / "skips.json", [{"file": s.file, "reason": s.reason} for s in skips])
+
+
+def _check_what_later_stages_load(ctx: StageContext, model: VideoModel) -> None:
+    """Raises ValueError now for what would otherwise fail hours later, in the middle of the first round."""
+    lora = ctx.config.update.lora
+    if ctx.config.rounds and lora is not None:
+        model.check_lora_targets(lora)
+    if ctx.config.judge.type == "transformers":
+        from reward.judges.transformers import check_model
+
+        check_model(judge_config(ctx, None))
 
 
 def _store_human_pairs(

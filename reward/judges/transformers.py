@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 
 from reward.config import JudgeConfig
 from reward.encoding import Encoder, Prompt
@@ -163,6 +163,25 @@ class TransformersJudge:
         if ids[-1] not in self.stop_ids.tolist():
             return Reply(None, self.encoder.decode(ids), "truncated")
         return parse_reply(self.encoder.decode(ids[:-1]), ask.question.dimensions)
+
+
+def check_model(config: JudgeConfig) -> None:
+    """Raises ValueError for what load_model could not load, as far as config and processor tell."""
+    assert config.model is not None, "JudgeConfig requires a model for type transformers"
+    name, trust = os.path.expanduser(config.model), config.trust_remote_code
+    try:
+        found = AutoConfig.from_pretrained(name, trust_remote_code=trust)
+        remote = trust and "AutoModelForImageTextToText" in getattr(found, "auto_map", {})
+        if not remote and type(found) not in AutoModelForImageTextToText._model_mapping:
+            raise ValueError(f"a {type(found).__name__} has no vision that transformers knows")
+        processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust)
+        if getattr(processor, "image_processor", None) is None:
+            raise ValueError("it has no image processor")
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"judge.model: cannot load {config.model!r} as a vision-language model with safetensors, choose "
+            f"one that takes images and text: {error}"
+        ) from error
 
 
 def load_model(config: JudgeConfig, dtype: str | None = None) -> tuple[Any, Any]:
