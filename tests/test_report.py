@@ -79,7 +79,7 @@ def small(tmp_path: Path) -> Path:
 def test_a_complete_run_shows_every_section(run: Path) -> None:
     page = Page(write_report(run))
     assert [s["id"] for s in page.all("section")] == [
-        *("clips", "curves", "gates", "judge", "pairs", "time", "configuration")
+        *("clips", "curves", "gates", "judge", "pairs", "data", "time", "configuration")
     ]
     assert "After 3 rounds, 2 kept, the oracle total rose from" in page.text
     assert "0.062 (0.012 to 0.11)" in page.text and "0.41 (0.36 to 0.46)" in page.text
@@ -142,6 +142,15 @@ def test_pairs_that_a_supervised_round_left_alone_are_said_so(small: Path) -> No
     assert said not in Page(write_report(small)).text
     metrics.write_text(json.dumps({"num_pairs": 0}))
     assert said in Page(write_report(small)).text
+
+
+def test_clips_that_could_not_be_used_are_counted_and_named(small: Path) -> None:
+    assert "2 real clips are anchors: 2 report. None was left out." in Page(write_report(small)).text
+    skips = [{"file": f"<b>{n}.mp4", "reason": f"line {n + 2}: too short"} for n in range(25)]
+    (small / "round-000" / "prepare" / "skips.json").write_text(json.dumps(skips))
+    text = Page(write_report(small)).text
+    assert "25 could not be used" in text and "<b>0.mp4" in text and "line 2: too short" in text
+    assert "<b>19.mp4" in text and "<b>20.mp4" not in text and "5 more" in text
 
 
 def test_overlapping_intervals_are_no_rise(small: Path) -> None:

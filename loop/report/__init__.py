@@ -56,6 +56,7 @@ def _page(run: Run, clips: Clips) -> str:
         ("gates", "Gates", sections.decisions),
         ("judge", "Judge", partial(_judge, clips=clips)),
         ("pairs", "Pairs", sections.pairs),
+        ("data", "Data", sections.data),
         ("time", "Time", sections.time),
         ("configuration", "Configuration", sections.configuration),
     )

@@ -61,6 +61,13 @@ class Run:
         folder = self.artefact(number, stage)
         return _read_json(folder / file) if folder and (folder / file).is_file() else None
 
+    def rows(self, number: int, stage: str, file: str) -> list[Row]:
+        """A JSON list of objects of an artefact. Raises UserError naming the file if it is none."""
+        folder = self.artefact(number, stage)
+        if not folder or not (folder / file).is_file():
+            return []
+        return _read_json(folder / file, list)
+
     def table(self, number: int, stage: str, file: str, columns: Sequence[str] | None = None) -> list[Row]:
         """Rows of a parquet table; columns that an older run lacks are left out of the rows."""
         table = self.arrow(number, stage, file, columns)
@@ -153,15 +160,17 @@ def is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
 
 
-def _read_json(path: Path) -> Row:
+def _read_json(path: Path, kind: type = dict) -> Any:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path}: not readable as JSON ({error}); restore the file or redo its stage"
         ) from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: holds a {type(value).__name__} where a JSON object belongs; redo its stage")
+    if not isinstance(value, kind):
+        raise UserError(
+            f"{path}: holds a {type(value).__name__} where a {kind.__name__} belongs; redo its stage"
+        )
     return value
 
 

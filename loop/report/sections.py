@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
+from loop.config import PARTS
 from loop.report import tables
 from loop.report.charts import interval, number
 from loop.report.collect import Row, Run, is_number
 from loop.report.judged import gate_interval
 from loop.report.markup import Html, element, join
 from loop.stages import STAGES
+
+_MOST_SKIPS = 20  # lines
 
 
 def status(run: Run) -> tuple[str, str]:
@@ -120,6 +124,24 @@ def decisions(run: Run) -> Html | None:
         element("p", lead, _class="lead"),
         tables.plain(("", "gate", "decision", "measured", "95 % interval", "reason"), rows, numeric=(3, 4)),
     )
+
+
+def data(run: Run) -> Html | None:
+    """Anchors by part, and every clip or pair of clips that could not be used."""
+    if run.artefact(0, "prepare") is None:
+        return None
+    parts = Counter(str(row["part"]) for row in run.table(0, "prepare", "anchors.parquet", ("part",)))
+    skips = run.rows(0, "prepare", "skips.json")
+    counted = ", ".join(f"{parts[part]} {part}" for part in PARTS if parts[part])
+    told = f"{sum(parts.values())} real clips are anchors: {counted}. "
+    told += f"{len(skips)} could not be used." if skips else "None was left out."
+    lead = element("p", told, _class="lead")
+    if not skips:
+        return lead
+    rows = [[str(skip.get("file", "")), str(skip.get("reason", ""))] for skip in skips[:_MOST_SKIPS]]
+    if len(skips) > _MOST_SKIPS:
+        rows.append([f"{len(skips) - _MOST_SKIPS} more", "round-000/prepare/skips.json lists them"])
+    return element("div", lead, tables.plain(("left out", "why"), rows))
 
 
 def pairs(run: Run) -> Html | None:

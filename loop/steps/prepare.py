@@ -43,6 +43,8 @@ def run(ctx: StageContext) -> None:
     skips += unusable
     for skip in skips:
         ctx.log.warning("skipped %s: %s", skip.file, skip.reason)
+    if skips:
+        ctx.log.warning("%d of %d were skipped", len(skips), len(skips) + len(anchors) + len(compared))
     model = load_generator(ctx, None)
     model.latent_shape(clip.num_frames, clip.height, clip.width)  # sizes that the model cannot take end here
     _check_what_later_stages_load(ctx, model)
