@@ -11,10 +11,10 @@ from typing import Any
 
 from generator.clips import probe, read_conformed
 from loop.config import CampaignConfig, ClipConfig
-from loop.config_file import load_config
+from loop.config_file import load_config, load_judge_config
 from loop.errors import JudgeFailed, UserError
 from loop.launchers import quieten_libraries
-from loop.models import check_judge, has_weights_here, resolve_model
+from loop.models import can_learn, check_judge, has_weights_here, resolve_model
 from loop.status import judge_in_force
 from reward.certainty import Calibrator, load
 from reward.config import JudgeConfig, without_transport
@@ -79,17 +79,20 @@ def how_shown(chosen: ChosenJudge, whole: bool) -> str:
 def choose_judge(source: str, overrides: Sequence[str] = ()) -> ChosenJudge:
     """The judge of a config (a file, or a shipped one's name), or the one in force in a run directory.
 
+    Of a config the sections about the generator and training are not needed: see load_judge_config.
+
     Raises UserError for a config that is not valid and for a judge that cannot be loaded.
     """
     run = Path(source).expanduser()
     is_run = (run / "resolved.json").is_file()
-    config = load_config(run / "resolved.json" if is_run else source, overrides).config
+    loaded = load_config(run / "resolved.json", overrides) if is_run else load_judge_config(source, overrides)
+    config = loaded.config
     check_judge(config.judge)
     judge, name = config.judge, f"{config.judge.model or config.judge.target}"
     trained, calibrators = _in_force(run, judge) if is_run else (None, {})
     if has_weights_here(judge):
         assert judge.model is not None
-        own = trained is not None and judge.type == "transformers"
+        own = trained is not None and can_learn(judge)
         model = f"{trained}/judge" if own else resolve_model(judge.model, "judge.model")
         name = f"{name} as trained in {trained}" if own else name
         judge = judge.model_copy(update={"model": model})

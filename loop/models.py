@@ -43,18 +43,26 @@ def check_judge(judge: JudgeConfig) -> None:
 
 
 def check_training(config: CampaignConfig) -> None:
-    """Raise UserError for a judge that is to be trained, but of a type that cannot be."""
-    settings = config.train_judge
-    if config.judge.type != "transformers" and (settings.num_steps or settings.preference_steps):
+    """Raise UserError for a judge that is to be trained, but cannot be."""
+    settings, judge = config.train_judge, config.judge
+    if not can_learn(judge) and (settings.num_steps or settings.preference_steps):
+        what = (
+            f"type {judge.type}" if judge.type != "transformers" else f"reply {judge.reply}, not our own form,"
+        )
         raise UserError(
-            f"judge.type {config.judge.type} cannot be trained; set train_judge.num_steps and "
-            "preference_steps to 0 to use it as it is, or use a transformers judge"
+            f"a judge of judge.{what} cannot be trained; set train_judge.num_steps and "
+            "preference_steps to 0 to use it as it is, or use a transformers judge with judge.reply retake"
         )
     if config.judge.type == "human" and config.known_answers.num_calibrate:
         raise UserError(
             "judge.type human cannot be calibrated, since nobody answered the known questions; set "
             "known_answers.num_calibrate to 0"
         )
+
+
+def can_learn(judge: JudgeConfig) -> bool:
+    """Whether train_judge can train it: in process, and in our own form of reply, which known answers have."""
+    return judge.type == "transformers" and judge.reply == "retake"
 
 
 def has_weights_here(judge: JudgeConfig) -> bool:
