@@ -18,7 +18,7 @@ from loop.models import can_learn, check_judge, has_weights_here, resolve_model
 from loop.status import judge_in_force
 from reward.certainty import Calibrator, load
 from reward.config import JudgeConfig, without_transport
-from reward.judge import Judge, check_votes, load_judge
+from reward.judge import Judge, PlugInFailed, check_votes, load_judge
 from reward.judges.server import ServerUnavailable
 from reward.question import Ask, Frames, Vote
 
@@ -121,7 +121,7 @@ def _votes_by(judge: JudgeConfig) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def opened(chosen: ChosenJudge) -> Iterator[Judge]:
-    """The judge, loaded, and closed at the end. Raises UserError if it cannot be loaded."""
+    """The judge, loaded, and closed at the end. Raises UserError if it cannot be loaded, JudgeFailed."""
     if chosen.judge.type == "transformers":
         import torch
 
@@ -132,6 +132,8 @@ def opened(chosen: ChosenJudge) -> Iterator[Judge]:
         judge = load_judge(chosen.judge)
     except (ValueError, OSError) as error:
         raise UserError(f"the judge {chosen.name} cannot be loaded: {error}") from None
+    except PlugInFailed as error:
+        raise JudgeFailed(f"the judge failed: {error}") from error
     try:
         yield judge
     finally:
@@ -142,7 +144,7 @@ def ask_judge(judge: Judge, asks: Sequence[Ask]) -> list[Vote]:
     """One vote for each ask. Raises JudgeFailed where the judge cannot answer, or answers another ask."""
     try:
         return check_votes(asks, judge.vote(asks), type(judge).__name__)
-    except (ValueError, ServerUnavailable) as error:
+    except (ValueError, ServerUnavailable, PlugInFailed) as error:
         raise JudgeFailed(f"the judge failed: {error}") from error
 
 
@@ -150,7 +152,7 @@ def identity_of(judge: Judge) -> str:
     """The judge's identity; for a server it asks. Raises JudgeFailed."""
     try:
         return judge.identity()
-    except (ValueError, ServerUnavailable) as error:
+    except (ValueError, ServerUnavailable, PlugInFailed) as error:
         raise JudgeFailed(f"the judge failed: {error}") from error
 
 

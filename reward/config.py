@@ -40,6 +40,7 @@ CORRUPTIONS = (
     "splice",
 )
 
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -190,8 +191,8 @@ class JudgeConfig(_Section):
     )
     instructions: str = Field(
         FORMATS["retake"].instructions,
-        description="what the model is told; {dimensions} becomes the answer's form and {prompt} the caption, "
-        "which else follows them. Left out: those of the reply's form",
+        description="what the model is told; {dimensions} becomes the answer's form, and {prompt} the "
+        "caption, which else follows them. Left out: those of the reply's form",
     )
     time_stamps: bool = Field(True, description="put the time of every frame, in seconds, in front of it")
     max_new_tokens: int = Field(512, ge=1)

@@ -19,8 +19,9 @@ from reward.replies import format_of
 class ShownClip:
     """The frames of one clip as the model sees them.
 
-    `times` in seconds, `size` height and width as the processor gets them. Models with one patch sequence for all images (the Qwen-VL line) have `pixels`
-    [num_patches, patch_values] and `grid` [num_frames, 3] ready; others keep PIL `images`.
+    `times` in seconds; `size`: height and width in pixels, as the processor gets them. Models with one patch
+    sequence for all images (the Qwen-VL line) have `pixels` [num_patches, patch_values] and `grid`
+    [num_frames, 3] ready; others keep PIL `images`.
     """
 
     times: list[float]

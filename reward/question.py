@@ -140,9 +140,7 @@ def mirrored(answers: Mapping[str, Answer]) -> dict[str, Answer]:
     return {dimension: _MIRROR[answer] for dimension, answer in answers.items()}
 
 
-def vote_of(
-    ask: Ask, reply: Reply, log_probability: float | None = None, shown: str | None = None
-) -> Vote:
+def vote_of(ask: Ask, reply: Reply, log_probability: float | None = None, shown: str | None = None) -> Vote:
     """The vote that a parsed reply casts."""
     return Vote(
         question_id=ask.question.id,

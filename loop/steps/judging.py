@@ -110,6 +110,12 @@ def ask(
             os.replace(temporary, path)
             votes += got
         ctx.progress.advance(len(shard))
+    if votes and all(vote.answers is None for vote in votes):
+        reasons = ", ".join(sorted({f"{vote.abstention}" for vote in votes}))
+        ctx.log.warning(
+            "the judge gave no answer in %d votes (%s), so that %s knows nothing; its first reply: %r",
+            len(votes), reasons, name, votes[0].reasoning[:200],
+        )  # fmt: skip
     return votes
 
 

@@ -90,9 +90,9 @@ class TransformersJudge:
         if limit is not None and len(prompt.ids) + self.config.max_new_tokens > limit:
             raise ValueError(
                 f"judge.model {self.config.model!r} reads {limit} tokens; the frames and the text take "
-                f"{len(prompt.ids)} and the reply up to {self.config.max_new_tokens}: lower judge.num_frames, "
-                "judge.frame_size or judge.max_new_tokens, or shorten the prompt of question "
-                f"{ask.question.id!r} ({len(ask.question.prompt)} characters)"
+                f"{len(prompt.ids)} and the reply up to {self.config.max_new_tokens}: "
+                "lower judge.num_frames, judge.frame_size or judge.max_new_tokens, or shorten the prompt of "
+                f"question {ask.question.id!r} ({len(ask.question.prompt)} characters)"
             )
         return prompt
 
