@@ -243,6 +243,7 @@ def test_a_published_judge_in_process(clips):
     found = json.loads(retake(*command).stdout)
     assert (found["num_votes"], found["num_abstentions"]) == (0, 2)  # random weights say nothing
     assert found["dimensions"]["overall"]["mode"] is None
+    assert found["unread"]["abstention"] == "truncated" and found["unread"]["reply"]
 
     chosen = choose_judge("unified-reward-think", sets)
     readers = [GivenClip(clips / f"{name}.mp4", chosen.config.data.clip) for name in "ab"]
