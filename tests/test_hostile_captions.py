@@ -103,9 +103,15 @@ def test_a_proper_reply_is_read_alike_and_a_request_carries_as_many_images():
 def test_what_is_neutral_stays_neutral(text):
     clean = neutralise(text, SPECIAL_TOKENS)
     assert neutralise(clean, SPECIAL_TOKENS) == clean
-    assert not set("<>\n\x00") & set(clean) and not any(token in clean for token in SPECIAL_TOKENS)
+    assert not set("<>\u226e\u226f\n\x00") & set(clean) and not any(
+        token in clean for token in SPECIAL_TOKENS
+    )
     caption = caption_of(ask_about(text), Layout(), SPECIAL_TOKENS)
     assert "first:" not in caption.lower() and "second:" not in caption.lower()
+
+
+def test_control_words_that_nobody_listed_lose_their_brackets():
+    assert neutralise("[TOOL_CALLS] a [/B2] \uff3bEND\uff3d") == "(TOOL_CALLS) a (/B2) (END)"
 
 
 def test_harmless_captions_stay_as_they_were_written():
