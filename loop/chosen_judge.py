@@ -11,14 +11,14 @@ from typing import Any
 
 from generator.clips import probe, read_conformed
 from loop.config import CampaignConfig, ClipConfig
-from loop.config_file import load_config
+from loop.config_file import load_config, load_judge_config
 from loop.errors import JudgeFailed, UserError
 from loop.launchers import quieten_libraries
-from loop.models import check_judge, has_weights_here, resolve_model
+from loop.models import can_learn, check_judge, has_weights_here, resolve_model
 from loop.status import judge_in_force
 from reward.certainty import Calibrator, load
 from reward.config import JudgeConfig, without_transport
-from reward.judge import Judge, check_votes, load_judge
+from reward.judge import Judge, PlugInFailed, check_votes, load_judge
 from reward.judges.server import ServerUnavailable
 from reward.question import Ask, Frames, Vote
 
@@ -79,17 +79,20 @@ def how_shown(chosen: ChosenJudge, whole: bool) -> str:
 def choose_judge(source: str, overrides: Sequence[str] = ()) -> ChosenJudge:
     """The judge of a config (a file, or a shipped one's name), or the one in force in a run directory.
 
+    Of a config the sections about the generator and training are not needed: see load_judge_config.
+
     Raises UserError for a config that is not valid and for a judge that cannot be loaded.
     """
     run = Path(source).expanduser()
     is_run = (run / "resolved.json").is_file()
-    config = load_config(run / "resolved.json" if is_run else source, overrides).config
+    loaded = load_config(run / "resolved.json", overrides) if is_run else load_judge_config(source, overrides)
+    config = loaded.config
     check_judge(config.judge)
     judge, name = config.judge, f"{config.judge.model or config.judge.target}"
     trained, calibrators = _in_force(run, judge) if is_run else (None, {})
     if has_weights_here(judge):
         assert judge.model is not None
-        own = trained is not None and judge.type == "transformers"
+        own = trained is not None and can_learn(judge)
         model = f"{trained}/judge" if own else resolve_model(judge.model, "judge.model")
         name = f"{name} as trained in {trained}" if own else name
         judge = judge.model_copy(update={"model": model})
@@ -118,7 +121,7 @@ def _votes_by(judge: JudgeConfig) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def opened(chosen: ChosenJudge) -> Iterator[Judge]:
-    """The judge, loaded, and closed at the end. Raises UserError if it cannot be loaded."""
+    """The judge, loaded, and closed at the end. Raises UserError if it cannot be loaded, JudgeFailed."""
     if chosen.judge.type == "transformers":
         import torch
 
@@ -129,6 +132,8 @@ def opened(chosen: ChosenJudge) -> Iterator[Judge]:
         judge = load_judge(chosen.judge)
     except (ValueError, OSError) as error:
         raise UserError(f"the judge {chosen.name} cannot be loaded: {error}") from None
+    except PlugInFailed as error:
+        raise JudgeFailed(f"the judge failed: {error}") from error
     try:
         yield judge
     finally:
@@ -139,7 +144,7 @@ def ask_judge(judge: Judge, asks: Sequence[Ask]) -> list[Vote]:
     """One vote for each ask. Raises JudgeFailed where the judge cannot answer, or answers another ask."""
     try:
         return check_votes(asks, judge.vote(asks), type(judge).__name__)
-    except (ValueError, ServerUnavailable) as error:
+    except (ValueError, ServerUnavailable, PlugInFailed) as error:
         raise JudgeFailed(f"the judge failed: {error}") from error
 
 
@@ -147,7 +152,7 @@ def identity_of(judge: Judge) -> str:
     """The judge's identity; for a server it asks. Raises JudgeFailed."""
     try:
         return judge.identity()
-    except (ValueError, ServerUnavailable) as error:
+    except (ValueError, ServerUnavailable, PlugInFailed) as error:
         raise JudgeFailed(f"the judge failed: {error}") from error
 
 

@@ -30,7 +30,8 @@ Set = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Overri
 JudgeOf = Annotated[
     str,
     typer.Option(
-        metavar="CONFIG", help="A YAML file, a shipped config's name, or a run directory: its judge in force."
+        metavar="CONFIG",
+        help="A YAML file, a shipped config's or judge's name, or a run directory: its judge in force.",
     ),
 ]
 Ballots = Annotated[

@@ -39,10 +39,26 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> LoadedConf
 
     Raises UserError for a missing file, YAML that does not parse, and keys or values that are not valid.
     """
-    text, origin = _read_source(str(source))
+    return _load(*_read_source(str(source), ("",)), overrides, {})
+
+
+def load_judge_config(source: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig:
+    """As load_config, for a command that needs a judge alone, and its clips.
+
+    It finds configs/judges/NAME.yaml by NAME, too, and does without the name and the generator of a campaign.
+    """
+    return _load(*_read_source(str(source), ("judges/", "")), overrides, _JUDGE_ALONE)
+
+
+# what a campaign needs and a judge does not; no command that only asks a judge reads it
+_JUDGE_ALONE: dict[str, Any] = {"name": "judge", "generator": {"model": "embedded:tiny-wan"}}
+
+
+def _load(text: str, origin: str, overrides: Sequence[str], defaults: dict[str, Any]) -> LoadedConfig:
     data, places = _parse(text, origin)
     for override in overrides:
         _apply(data, places, override)
+    data = {**defaults, **data}
     try:
         config = CampaignConfig.model_validate(data)
     except ValidationError as error:
@@ -52,15 +68,18 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> LoadedConf
     return LoadedConfig(config, text)
 
 
-def shipped_configs() -> list[str]:
-    """Names of the configs in the package data."""
-    folder = importlib.resources.files("configs")
+def shipped_configs(folder: str = "") -> list[str]:
+    """Names of the configs in the package data; in its folder "judges/" are those of judges alone."""
+    files = importlib.resources.files("configs").joinpath(folder)
+    if not files.is_dir():
+        return []
     return sorted(
-        entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")
+        entry.name.removesuffix(".yaml") for entry in files.iterdir() if entry.name.endswith(".yaml")
     )
 
 
-def _read_source(source: str) -> tuple[str, str]:
+def _read_source(source: str, folders: Sequence[str]) -> tuple[str, str]:
+    """(text, what to call it in messages) of a file, or of a shipped config in one of `folders`."""
     path = Path(source)
     if path.is_dir():
         raise UserError(f"{source} is a folder; name the YAML file inside it")
@@ -68,12 +87,14 @@ def _read_source(source: str) -> tuple[str, str]:
         if path.exists():
             return path.read_text(encoding="utf-8"), source
         name = re.sub(r"^configs/|\.ya?ml$", "", source)
-        if name in shipped_configs():
-            shipped = importlib.resources.files("configs") / f"{name}.yaml"
-            return shipped.read_text(encoding="utf-8"), f"configs/{name}.yaml"
+        for folder in folders:
+            inner = name.removeprefix(folder)
+            if inner in shipped_configs(folder):
+                shipped = importlib.resources.files("configs").joinpath(f"{folder}{inner}.yaml")
+                return shipped.read_text(encoding="utf-8"), f"configs/{folder}{inner}.yaml"
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{source} cannot be read as text: {error}") from None
-    names = shipped_configs()
+    names = [name for folder in folders for name in shipped_configs(folder)]
     hint = _did_you_mean(name, names) or f"; shipped configs: {', '.join(names) or 'none'}"
     raise UserError(f"config file {source} does not exist{hint}")
 

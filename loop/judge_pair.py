@@ -52,6 +52,7 @@ def judge_pair(
         "num_abstentions": verdict.num_abstentions,
         "abstentions": count_abstentions(votes),
         "reasoning": _reasons(verdict, votes),
+        "unread": _unread(votes),
     }
 
 
@@ -89,6 +90,9 @@ def write_out(found: dict[str, Any]) -> list[str]:
     for reason in found["reasoning"]:
         order = ", shown in the other order: its first is our second" if reason["swapped"] else ""
         lines.append(f"a vote for {reason['answer']}{order}: {neutralise(reason['reasoning'])}")
+    if found["unread"] is not None:
+        unread = found["unread"]
+        lines.append(f"a reply that is an abstention, {unread['abstention']}: {neutralise(unread['reply'])}")
     return lines
 
 
@@ -115,6 +119,14 @@ def _reasons(verdict: Verdict, votes: Sequence[Vote]) -> list[dict[str, Any]]:
                 )
                 break
     return reasons
+
+
+def _unread(votes: Sequence[Vote]) -> dict[str, str] | None:
+    """The first abstention that says something, cut short: what the judge wrote in place of an answer."""
+    for vote in votes:
+        if vote.abstention is not None and vote.reasoning.strip():
+            return {"abstention": vote.abstention, "reply": vote.reasoning[:400]}
+    return None
 
 
 def _check(clip: GivenClip) -> None:

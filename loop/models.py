@@ -9,7 +9,7 @@ from pathlib import Path
 from loop.config import CampaignConfig
 from loop.errors import UserError
 from reward.config import JudgeConfig
-from reward.judge import check_judge_type, import_target, load_judge
+from reward.judge import PlugInFailed, check_judge_type, import_target, load_judge
 
 EMBEDDED = Path(__file__).parent / "embedded"
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
@@ -50,7 +50,7 @@ def check_judge(judge: JudgeConfig) -> None:
             judge.server.api_key()
         if judge.type == "human":
             load_judge(judge).close()  # reads nothing but the table
-    except ValueError as error:
+    except (ValueError, PlugInFailed) as error:
         raise UserError(str(error)) from None
     if has_weights_here(judge):
         assert judge.model is not None
@@ -58,18 +58,24 @@ def check_judge(judge: JudgeConfig) -> None:
 
 
 def check_training(config: CampaignConfig) -> None:
-    """Raise UserError for a judge that is to be trained, but of a type that cannot be."""
-    settings = config.train_judge
-    if config.judge.type != "transformers" and (settings.num_steps or settings.preference_steps):
+    """Raise UserError for a judge that is to be trained, but cannot be."""
+    settings, judge = config.train_judge, config.judge
+    if not can_learn(judge) and (settings.num_steps or settings.preference_steps):
+        what = f"type {judge.type}" if judge.type != "transformers" else f"reply {judge.reply}"
         raise UserError(
-            f"judge.type {config.judge.type} cannot be trained; set train_judge.num_steps and "
-            "preference_steps to 0 to use it as it is, or use a transformers judge"
+            f"judge.{what} cannot be trained; set train_judge.num_steps and preference_steps to 0 to use it "
+            "as it is, or use a transformers judge with judge.reply retake"
         )
     if config.judge.type == "human" and config.known_answers.num_calibrate:
         raise UserError(
             "judge.type human cannot be calibrated, since nobody answered the known questions; set "
             "known_answers.num_calibrate to 0"
         )
+
+
+def can_learn(judge: JudgeConfig) -> bool:
+    """Whether train_judge can train it: in process, and in our own form of reply, as known answers are."""
+    return judge.type == "transformers" and judge.reply == "retake"
 
 
 def has_weights_here(judge: JudgeConfig) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+
+from reward.replies import FORMATS
 
 DIMENSIONS = ("text_alignment", "motion", "visual_quality", "overall")
 
@@ -36,15 +39,6 @@ CORRUPTIONS = (
     "recolour",
     "splice",
 )
-
-INSTRUCTIONS = """\
-Two videos, first and second, were made for the same prompt. Each is given as frames in order.
-Say what each video shows and what is wrong with it, then compare them in every dimension:
-text_alignment (does it show what the prompt says), motion (is it smooth, possible, and is there as much \
-of it as the prompt asks for), visual_quality (is every frame sharp, clean and stable) and overall.
-Answer first, second or tie. Be conservative: where you see no clear difference, answer tie.
-Reply in exactly this form and write nothing else:
-<reasoning>your reasoning</reasoning><answer>{dimensions}</answer>"""
 
 
 class _Section(BaseModel):
@@ -192,8 +186,13 @@ class JudgeConfig(_Section):
         None, ge=8, description="pixels, height and width; null = left to the processor"
     )
     dimensions: tuple[str, ...] = DIMENSIONS
+    reply: str = Field(
+        "retake", description="the form of the replies (reward/replies.py): retake, our own; unified_reward"
+    )
     instructions: str = Field(
-        INSTRUCTIONS, description="opens the message; {dimensions} becomes the answer's form"
+        FORMATS["retake"].instructions,
+        description="what the model is told; {dimensions} becomes the answer's form, and {prompt} the "
+        "caption, which else follows them. Left out: those of the reply's form",
     )
     time_stamps: bool = Field(True, description="put the time of every frame, in seconds, in front of it")
     max_new_tokens: int = Field(512, ge=1)
@@ -204,6 +203,35 @@ class JudgeConfig(_Section):
         16, ge=1, description="replies written at once; changes no vote beyond float rounding"
     )
     trust_remote_code: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _instructions_of_the_reply(cls, data: Any) -> Any:
+        """Instructions that nobody wrote are those of the reply's form, also where --set changed the form."""
+        if not isinstance(data, dict) or not isinstance(data.get("reply"), str):
+            return data
+        ours = {form.instructions for form in FORMATS.values()}
+        form = FORMATS.get(data["reply"])
+        if form is None or data.get("instructions", form.instructions) not in ours:
+            return data
+        return {**data, "instructions": form.instructions}
+
+    @field_validator("reply")
+    @classmethod
+    def _known_reply(cls, name: str) -> str:
+        if name not in FORMATS:
+            close = difflib.get_close_matches(name, FORMATS, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"unknown form of reply {name!r}{hint}; valid: {', '.join(FORMATS)}")
+        return name
+
+    @model_serializer(mode="wrap")
+    def _without_idle_keys(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Our own form of reply is left out, so that it changes no stage's fingerprint."""
+        kept: dict[str, Any] = write(self)
+        if self.reply == "retake":
+            kept.pop("reply", None)
+        return kept
 
     @field_validator("dimensions")
     @classmethod
@@ -219,6 +247,13 @@ class JudgeConfig(_Section):
 
     @model_validator(mode="after")
     def _needs(self) -> JudgeConfig:
+        answered = FORMATS[self.reply].dimensions
+        beyond = [name for name in self.dimensions if answered is not None and name not in answered]
+        if answered is not None and beyond:
+            raise ValueError(
+                f"judge.reply {self.reply} says nothing of {beyond[0]!r}; choose judge.dimensions from "
+                f"{', '.join(answered)}"
+            )
         if self.type == "python" and self.target is None:
             raise ValueError("judge.type is python: set judge.target to pkg.module:Class")
         if self.type == "human" and self.answers is None:

@@ -10,19 +10,22 @@ import torch
 from PIL import Image
 
 from reward.config import JudgeConfig
-from reward.frames import ClipCache, instructions_of, num_shown, show
+from reward.frames import ClipCache, instructions_of, num_shown, show, shown_json
 from reward.question import Ask, ClipReader, build_message
+from reward.replies import format_of
 
 
 @dataclass(frozen=True)
 class ShownClip:
     """The frames of one clip as the model sees them.
 
-    `times` in seconds. Models with one patch sequence for all images (the Qwen-VL line) have `pixels`
-    [num_patches, patch_values] and `grid` [num_frames, 3] ready; others keep PIL `images`.
+    `times` in seconds; `size`: height and width in pixels, as the processor gets them. Models with one patch
+    sequence for all images (the Qwen-VL line) have `pixels` [num_patches, patch_values] and `grid`
+    [num_frames, 3] ready; others keep PIL `images`.
     """
 
     times: list[float]
+    size: tuple[int, int]
     images: list[Image.Image]
     pixels: torch.Tensor | None = None
     grid: torch.Tensor | None = None
@@ -35,11 +38,15 @@ class ShownClip:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One tokenised message: token `ids`, and every other input of the model for this row."""
+    """One tokenised message: token `ids`, and every other input of the model for this row.
+
+    `shown` describes the frames, as Vote.shown.
+    """
 
     ids: list[int]
     types: list[int] | None  # mm_token_type_ids, without which Qwen loses its position encoding
     vision: dict[str, torch.Tensor]
+    shown: str
 
 
 class Encoder:
@@ -53,8 +60,7 @@ class Encoder:
         self.pad_id = self.tokenizer.pad_token_id
         if self.pad_id is None:
             self.pad_id = self.tokenizer.eos_token_id
-        added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
-        self.special_tokens = {*self.tokenizer.all_special_tokens, *(str(t) for t in added if t.special)}
+        self.special_tokens = _special_tokens(processor)
         image_processor = getattr(processor, "image_processor", None)
         if image_processor is None:
             raise ValueError(
@@ -75,6 +81,7 @@ class Encoder:
             (shown[0].times, shown[1].times),
             time_stamps=self.config.time_stamps,
             special_tokens=self.special_tokens,
+            layout=format_of(self.config).layout,
         )
         message = [{"role": "user", "content": content}]
         text = self.processor.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
@@ -84,7 +91,9 @@ class Encoder:
                 f"the chat template of judge.model {self.config.model!r} shows "
                 f"{text.count(self.image_token)} of {num_frames} images; use a template with an image block"
             )
-        return self._patched(text, shown) if shown[0].pixels is not None else self._processed(text, shown)
+        told = shown_json([clip.times for clip in shown], [clip.size for clip in shown])
+        encode = self._patched if shown[0].pixels is not None else self._processed
+        return encode(text, shown, told)
 
     def reply_ids(self, reply: str) -> list[int]:
         """Tokens of a reply to learn, with what ends the assistant's turn."""
@@ -128,14 +137,15 @@ class Encoder:
 
     def _show(self, reader: ClipReader, num: int) -> ShownClip:
         times, images = show(reader, num, self.config.frame_size)
+        size = images[0].height, images[0].width
         if self.merge_size is None or self.image_token is None:
-            return ShownClip(times, images)
+            return ShownClip(times, size, images)
         out = self.processor.image_processor(images=images, return_tensors="pt")
         if set(out) != {"pixel_values", "image_grid_thw"}:
-            return ShownClip(times, images)
-        return ShownClip(times, [], out["pixel_values"], out["image_grid_thw"])
+            return ShownClip(times, size, images)
+        return ShownClip(times, size, [], out["pixel_values"], out["image_grid_thw"])
 
-    def _patched(self, text: str, shown: tuple[ShownClip, ...]) -> Prompt:
+    def _patched(self, text: str, shown: tuple[ShownClip, ...], told: str) -> Prompt:
         """What the processor would do, from patches that are already there (a clip is shown in many asks)."""
         assert self.merge_size is not None
         pixels, grids = [clip.pixels for clip in shown], [clip.grid for clip in shown]
@@ -146,15 +156,15 @@ class Encoder:
         ids = self.tokenizer("".join(pieces), add_special_tokens=False)["input_ids"]
         image_id = self.tokenizer.convert_tokens_to_ids(self.image_token)
         vision = {"pixel_values": torch.cat([p for p in pixels if p is not None]), "image_grid_thw": grid}
-        return Prompt(ids, [int(token == image_id) for token in ids], vision)
+        return Prompt(ids, [int(token == image_id) for token in ids], vision, told)
 
-    def _processed(self, text: str, shown: tuple[ShownClip, ...]) -> Prompt:
+    def _processed(self, text: str, shown: tuple[ShownClip, ...], told: str) -> Prompt:
         images = [image for clip in shown for image in clip.images]
         out = self.processor(text=[text], images=images, return_tensors="pt", add_special_tokens=False)
         out.pop("attention_mask")
         types = out.pop("mm_token_type_ids", None)
         ids = out.pop("input_ids")[0].tolist()
-        return Prompt(ids, None if types is None else types[0].tolist(), dict(out))
+        return Prompt(ids, None if types is None else types[0].tolist(), dict(out), told)
 
     def _find_reply_end(self) -> str:
         """What the chat template puts after a reply, e.g. <|im_end|>; else the end-of-text token."""
@@ -164,3 +174,15 @@ class Encoder:
         whole = self.processor.apply_chat_template(user + reply, tokenize=False)
         end = whole.rpartition("REPLY")[2].rstrip() if whole.startswith(start) and "REPLY" in whole else ""
         return end or self.tokenizer.eos_token
+
+
+def _special_tokens(processor: Any) -> set[str]:
+    """Every token that means more than its letters: the tokenizer's, and those that stand for images."""
+    tokenizer = processor.tokenizer
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    of_vision = (value for name, value in vars(processor).items() if name.endswith("_token"))
+    return {
+        *tokenizer.all_special_tokens,
+        *(str(token) for token in added if token.special),
+        *(token for token in of_vision if isinstance(token, str)),
+    }

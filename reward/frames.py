@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 import cv2
@@ -32,6 +33,22 @@ def show(reader: ClipReader, num: int, frame_size: int | None) -> tuple[list[flo
     frames = reader()
     picked = pick_frames(len(frames.pixels), num)
     return [i / frames.fps for i in picked], [_image(frames.pixels[i], frame_size) for i in picked]
+
+
+def shown_json(times: Sequence[Sequence[float]], sizes: Sequence[tuple[int, int]]) -> str:
+    """What a vote says of its frames, as JSON; each list is of the clip shown first and the one shown second.
+
+    num_frames; size: [height, width] in pixels before the model's own image processor; times: of every
+    frame in seconds; fps: frames shown a second, null for a single frame.
+    """
+    rates = [(len(t) - 1) / (t[-1] - t[0]) if len(t) > 1 else None for t in times]
+    kept = {
+        "num_frames": [len(t) for t in times],
+        "size": [list(size) for size in sizes],
+        "fps": [None if rate is None else round(rate, 3) for rate in rates],
+        "times": [[round(second, 3) for second in t] for t in times],
+    }
+    return json.dumps(kept, separators=(",", ":"))
 
 
 def _image(frame: np.ndarray, side: int | None) -> Image.Image:

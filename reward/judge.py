@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 from typing import Any, Protocol, runtime_checkable
 
 from reward.config import JudgeConfig
-from reward.question import Ask, Vote
+from reward.question import ANSWERS, Ask, Vote
 
 
 @runtime_checkable
@@ -29,6 +29,10 @@ class Judge(Protocol):
         ...
 
 
+class PlugInFailed(RuntimeError):
+    """A class that is not ours raised; the message names it and the question."""
+
+
 # dotted paths, so that naming a type imports nothing
 JUDGES: dict[str, str] = {
     "transformers": "reward.judges.transformers:TransformersJudge",
@@ -43,10 +47,14 @@ def load_judge(config: JudgeConfig) -> Judge:
 
     Raises ValueError for an unknown type (with the nearest valid one) or a target that is no judge.
     """
-    judge = _find(config.type)(config)
-    if not isinstance(judge, Judge):
-        raise ValueError(f"judge.type {config.type!r} is no judge: it needs vote, identity and close")
-    return judge
+    check_judge_type(config.type)
+    if config.type in JUDGES:
+        judge: Judge = import_target(JUDGES[config.type], "judge.type")(config)
+        return judge
+    from reward.judges.python import PlugIn
+
+    point = next(iter(entry_points(group="retake.judges", name=config.type)))
+    return PlugIn(lambda given: point.load()(given), config, f"judge.type {config.type!r} ({point.value})")
 
 
 def check_judge_type(name: str) -> None:
@@ -60,15 +68,11 @@ def check_judge_type(name: str) -> None:
     raise ValueError(f"judge.type: unknown type {name!r}{hint} Valid: {', '.join(valid)}")
 
 
-def _find(name: str) -> Any:
-    check_judge_type(name)
-    if name in JUDGES:
-        return import_target(JUDGES[name], "judge.type")
-    return next(iter(entry_points(group="retake.judges", name=name))).load()
-
-
 def import_target(target: str, key: str) -> Any:
-    """The object at `pkg.module:Name`. Raises ValueError that names the config's `key`."""
+    """The object at `pkg.module:Name`.
+
+    Raises ValueError that names the config's `key`, and PlugInFailed where the module itself raises.
+    """
     module, _, name = target.partition(":")
     if not module or not name:
         raise ValueError(f"{key}: {target!r} is not of the form pkg.module:Class")
@@ -78,6 +82,8 @@ def import_target(target: str, key: str) -> Any:
         raise ValueError(
             f"{key}: cannot import {module!r} ({error}); install it or correct the path"
         ) from error
+    except Exception as error:
+        raise PlugInFailed(f"{key}: importing {module!r} raised {type(error).__name__}: {error}") from error
     if not hasattr(loaded, name):
         close = difflib.get_close_matches(name, dir(loaded), n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
@@ -86,7 +92,10 @@ def import_target(target: str, key: str) -> Any:
 
 
 def check_votes(asks: Sequence[Ask], votes: Sequence[Vote], judge: str) -> list[Vote]:
-    """The votes, if each answers its ask. Raises ValueError for a judge that loses or mixes up votes."""
+    """The votes, if each answers its ask. Raises ValueError for a judge that loses or mixes up votes, or
+    whose answers are other words than ours, which nothing would count."""
+    if not isinstance(votes, Sequence) or not all(isinstance(vote, Vote) for vote in votes):
+        raise ValueError(f"{judge} returned no list of votes; make them with reward.question.vote_of")
     if len(votes) != len(asks):
         raise ValueError(
             f"{judge} returned {len(votes)} votes for {len(asks)} asks; it must return one for each"
@@ -98,5 +107,11 @@ def check_votes(asks: Sequence[Ask], votes: Sequence[Vote], judge: str) -> list[
             raise ValueError(
                 f"{judge} answered {sorted(vote.answers)} where {ask.question.id!r} asks for "
                 f"{sorted(ask.question.dimensions)}; abstain instead"
+            )
+        strange = [word for word in (vote.answers or {}).values() if word not in ANSWERS]
+        if strange:
+            raise ValueError(
+                f"{judge} answered {strange[0]!r} to {ask.question.id!r}; an answer is one of "
+                f"{', '.join(ANSWERS)}"
             )
     return list(votes)

@@ -1,7 +1,8 @@
 """What a judge is asked, how the question is worded, and the strict grammar of the reply.
 
 No model lives here: a Question carries lazy readers of frames, `build_message` turns it into text and
-images, `write_reply` and `parse_reply` are the two ends of the one reply grammar.
+images, `write_reply` and `parse_reply` are the two ends of our own reply grammar. What published models write
+instead is in reward/replies.py.
 """
 
 from __future__ import annotations
@@ -102,6 +103,7 @@ class Vote:
     """One reply. `answers` are in the order SHOWN; exactly one of `answers` and `abstention` is None.
 
     `log_probability` is the sum of the reply's token log-probabilities in nats, where the judge knows it.
+    `shown` says which frames the judge saw (reward.frames.shown_json), where there were any.
     """
 
     question_id: str
@@ -112,6 +114,7 @@ class Vote:
     reasoning: str
     log_probability: float | None = None
     abstention: str | None = None
+    shown: str | None = None
 
     def __post_init__(self) -> None:
         assert (self.answers is None) != (self.abstention is None), "a vote answers or abstains"
@@ -137,7 +140,7 @@ def mirrored(answers: Mapping[str, Answer]) -> dict[str, Answer]:
     return {dimension: _MIRROR[answer] for dimension, answer in answers.items()}
 
 
-def vote_of(ask: Ask, reply: Reply, log_probability: float | None = None) -> Vote:
+def vote_of(ask: Ask, reply: Reply, log_probability: float | None = None, shown: str | None = None) -> Vote:
     """The vote that a parsed reply casts."""
     return Vote(
         question_id=ask.question.id,
@@ -148,6 +151,7 @@ def vote_of(ask: Ask, reply: Reply, log_probability: float | None = None) -> Vot
         reasoning=reply.reasoning,
         log_probability=log_probability,
         abstention=reply.abstention,
+        shown=shown,
     )
 
 
@@ -168,19 +172,45 @@ def segment_spans(num_frames: int, num_segments: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(edges))
 
 
+# ≮ and ≯ are what NFKC makes of a bracket and a combining stroke, which some tokenizers take apart again
+_BRACKETS = str.maketrans({"<": "‹", ">": "›", "≮": "‹", "≯": "›"})
+_CONTROL_WORD = re.compile(r"\[(/?[A-Z][A-Z0-9_]*)\]")  # Mistral's way of writing its special tokens
+
+
 def neutralise(text: str, special_tokens: Iterable[str] = ()) -> str:
     """A caption as harmless data: no tags, no special tokens, no control characters, one line.
 
-    `special_tokens` are the tokenizer's own; those written with angle brackets are covered anyway.
+    `special_tokens` are the tokenizer's own; those written with angle brackets, or in capitals between
+    square brackets, are covered anyway.
     """
     # compatibility forms first, or a full-width bracket would become a real one inside the tokenizer
     text = unicodedata.normalize("NFKC", text)
     text = "".join(" " if unicodedata.category(c).startswith("C") else c for c in text)
-    text = text.replace("<", "‹").replace(">", "›")
-    for token in sorted(set(special_tokens), key=len, reverse=True):
-        if token.strip():
+    text = " ".join(text.translate(_BRACKETS).split())
+    tokens = sorted({token for token in special_tokens if token.strip()}, key=len, reverse=True)
+    while any(token in text for token in tokens):  # what is cut out may leave another one behind
+        for token in tokens:
             text = text.replace(token, " ")
-    return " ".join(text.split())
+        text = " ".join(text.split())
+    return _CONTROL_WORD.sub(r"(\1)", text)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a message is laid out: what it calls the two clips, and whether the frames come before the text."""
+
+    names: tuple[str, str] = ("first", "second")
+    frames_first: bool = False
+
+
+_ROLES = ("user", "assistant", "system", "human", "prompt", "caption")
+
+
+def caption_of(ask: Ask, layout: Layout, special_tokens: Iterable[str]) -> str:
+    """The question's prompt as it stands in a message: neutral, and without a colon after what heads a clip,
+    a caption or a turn there, since not every template keeps headings apart by lines."""
+    names = "|".join(re.escape(name) for name in (*layout.names, *_ROLES))
+    return re.sub(rf"\b({names})\s*:", r"\1", neutralise(ask.question.prompt, special_tokens), flags=re.I)
 
 
 def build_message(
@@ -190,23 +220,40 @@ def build_message(
     *,
     time_stamps: bool,
     special_tokens: Iterable[str] = (),
+    layout: Layout = Layout(),
 ) -> list[dict[str, Any]]:
     """Chat content for the two clips in the order shown: text blocks and `{"type": "image"}` blocks.
 
     `times` are those of the frames shown of each clip, in seconds; the n-th image block stands for the
-    n-th of them. Nothing here depends on where a clip came from.
+    n-th of them. The caption stands where `instructions` say {prompt}, else on a line of its own after them.
+    Nothing here depends on where a clip came from.
     """
-    prompt = f"prompt: {neutralise(ask.question.prompt, special_tokens)}\n"
-    content: list[dict[str, Any]] = [
-        {"type": "text", "text": f"{instructions}\n{prompt}" if instructions else prompt}
-    ]
-    for name, seconds in zip(("first", "second"), times, strict=True):
-        content.append({"type": "text", "text": f"{name}:\n"})
+    caption = caption_of(ask, layout, special_tokens)
+    if "{prompt}" in instructions:
+        text = instructions.replace("{prompt}", caption)
+    else:
+        text = f"{instructions}\nprompt: {caption}\n" if instructions else f"prompt: {caption}\n"
+    told: list[dict[str, Any]] = [{"type": "text", "text": text}]
+    if not layout.frames_first:
+        return [*told, *_frames(times, layout.names, time_stamps)]
+    # two equal halves need no heading; times that start again, or halves that differ, do
+    headed = time_stamps or len(times[0]) != len(times[1])
+    return [*_frames(times, layout.names if headed else None, time_stamps), *told]
+
+
+def _frames(
+    times: tuple[Sequence[float], Sequence[float]], names: tuple[str, str] | None, time_stamps: bool
+) -> list[dict[str, Any]]:
+    content: list[dict[str, Any]] = []
+    for clip, seconds in enumerate(times):
+        if names is not None:
+            content.append({"type": "text", "text": f"{names[clip]}:\n"})
         for second in seconds:
             if time_stamps:
                 content.append({"type": "text", "text": f"{second:.1f}s"})
             content.append({"type": "image"})
-        content.append({"type": "text", "text": "\n"})
+        if names is not None:
+            content.append({"type": "text", "text": "\n"})
     return content
 
 
@@ -219,27 +266,35 @@ def write_reply(reasoning: str, answers: Mapping[str, Answer]) -> str:
 
 def parse_reply(text: str, dimensions: Iterable[str]) -> Reply:
     """Read a reply. White space is free, everything else is strict; whatever deviates is an abstention."""
-    dimensions = tuple(dimensions)
+    found = split_blocks(text, _TAGS)
+    if isinstance(found, Reply):
+        return found
+    reasoning, listed = found
+    answers, abstention = _parse_answers(listed, tuple(dimensions))
+    return Reply(answers, reasoning, abstention)
+
+
+def split_blocks(text: str, tags: tuple[str, str, str, str]) -> tuple[str, str] | Reply:
+    """The insides of a reply's two blocks, or the abstention where it has not these four `tags` alone."""
     text = text.strip()
     if not text:
         return Reply(None, "", "empty")
-    counts = [text.count(tag) for tag in _TAGS]
+    counts = [text.count(tag) for tag in tags]
     if 0 in counts:
         return Reply(None, text, "missing_tag")
     if counts != [1, 1, 1, 1]:
         return Reply(None, text, "duplicate_tag")
-    places = [text.index(tag) for tag in _TAGS]
+    places = [text.index(tag) for tag in tags]
     if places != sorted(places):
         return Reply(None, text, "tag_order")
     before = text[: places[0]]
-    reasoning = text[places[0] + len(_TAGS[0]) : places[1]].strip()
-    between = text[places[1] + len(_TAGS[1]) : places[2]]
-    listed = text[places[2] + len(_TAGS[2]) : places[3]]
-    after = text[places[3] + len(_TAGS[3]) :]
+    reasoning = text[places[0] + len(tags[0]) : places[1]].strip()
+    between = text[places[1] + len(tags[1]) : places[2]]
+    answer = text[places[2] + len(tags[2]) : places[3]]
+    after = text[places[3] + len(tags[3]) :]
     if before.strip() or between.strip() or after.strip():
         return Reply(None, reasoning, "text_outside")
-    answers, abstention = _parse_answers(listed, dimensions)
-    return Reply(answers, reasoning, abstention)
+    return reasoning, answer
 
 
 _ENTRY = re.compile(r"\s*([^\s:]+)\s*:\s*([^\s:]+)(?=\s|$)")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from loop.models import has_weights_here, resolve_model
+from loop.models import can_learn, has_weights_here, resolve_model
 from loop.stages import StageContext
 from loop.steps.common import read_table, write_table
 from loop.steps.questions import StoredClip
@@ -36,6 +36,7 @@ VOTES = pa.schema(
         ("reasoning", pa.string()),
         ("log_probability", pa.float64()),
         ("abstention", pa.string()),
+        ("shown", pa.string()),  # frames of each clip, JSON: reward.frames.shown_json
     ]
 )
 VERDICTS = pa.schema(
@@ -69,8 +70,8 @@ def judge_config(ctx: StageContext, trained: Path | None) -> JudgeConfig:
     if not has_weights_here(config):
         return config
     assert config.model is not None
-    in_process = trained is not None and config.type == "transformers"  # no other type is trained
-    model = f"{trained}/judge" if in_process else resolve_model(config.model, "judge.model")
+    learnt = trained is not None and can_learn(config)
+    model = f"{trained}/judge" if learnt else resolve_model(config.model, "judge.model")
     return config.model_copy(update={"model": model})
 
 
@@ -109,6 +110,12 @@ def ask(
             os.replace(temporary, path)
             votes += got
         ctx.progress.advance(len(shard))
+    if votes and all(vote.answers is None for vote in votes):
+        reasons = ", ".join(sorted({f"{vote.abstention}" for vote in votes}))
+        ctx.log.warning(
+            "the judge gave no answer in %d votes (%s), so that %s knows nothing; its first reply: %r",
+            len(votes), reasons, name, votes[0].reasoning[:200],
+        )  # fmt: skip
     return votes
 
 

@@ -20,10 +20,11 @@ import anyio
 from PIL import Image
 
 from reward.config import JudgeConfig, ServerConfig, without_transport
-from reward.frames import ClipCache, instructions_of, num_shown, show
+from reward.frames import ClipCache, instructions_of, num_shown, show, shown_json
 from reward.judge import check_votes
 from reward.judges.server import Server, run_apart, same_model
-from reward.question import Ask, ClipReader, Reply, Vote, build_message, parse_reply, vote_of
+from reward.question import Ask, ClipReader, Reply, Vote, build_message, vote_of
+from reward.replies import ReplyFormat, format_of
 
 # settings that change no vote, or that a server does not hear of
 _NOT_IDENTITY = {"batch_size", "dtype", "trust_remote_code", "target", "answers"}
@@ -31,9 +32,11 @@ _NOT_IDENTITY = {"batch_size", "dtype", "trust_remote_code", "target", "answers"
 
 @dataclass(frozen=True)
 class ShownClip:
-    """The frames of one clip as they are sent: `times` in seconds, `urls` with a PNG each."""
+    """The frames of one clip as they are sent: `times` in seconds, `size` height and width, a PNG in each of
+    `urls`."""
 
     times: list[float]
+    size: tuple[int, int]
     urls: list[str]
 
     @property
@@ -61,6 +64,7 @@ class OpenAIJudge:
         self.model: str = config.model
         self.server = Server(config, draw=draw, sleep=sleep)
         self.instructions = instructions_of(config)
+        self.format = format_of(config)
         self._clips: ClipCache[ShownClip] = ClipCache(self._show)
         self._identity: str | None = None
 
@@ -104,9 +108,11 @@ class OpenAIJudge:
 
         async def request(rows: list[int]) -> None:
             async with slots:
-                body = await anyio.to_thread.run_sync(self._body, asks[rows[0]], len(rows), limiter=encoding)
+                body, shown = await anyio.to_thread.run_sync(
+                    self._body, asks[rows[0]], len(rows), limiter=encoding
+                )
                 completion = await self.server.complete(body)
-            replies = self._replies(completion, [asks[i] for i in rows])
+            replies = self._replies(completion, [asks[i] for i in rows], shown)
             votes.update(zip(rows, replies, strict=True))
 
         try:
@@ -127,8 +133,8 @@ class OpenAIJudge:
             orders.setdefault((ask.question.id, ask.swapped), []).append(i)
         return list(orders.values())
 
-    def _body(self, ask: Ask, num_votes: int) -> bytes:
-        """The request as JSON; `ask` stands for all votes that it carries."""
+    def _body(self, ask: Ask, num_votes: int) -> tuple[bytes, str]:
+        """The request as JSON, and Vote.shown; `ask` stands for all votes that it carries."""
         num = num_shown(self.config, ask.question.segment is not None)
         shown = [self._clips.get(reader, num) for reader in ask.shown]
         content = build_message(
@@ -137,6 +143,7 @@ class OpenAIJudge:
             (shown[0].times, shown[1].times),
             time_stamps=self.config.time_stamps,
             special_tokens=self.settings.special_tokens,
+            layout=self.format.layout,
         )
         urls = iter(url for clip in shown for url in clip.urls)
         body: dict[str, Any] = {
@@ -152,13 +159,15 @@ class OpenAIJudge:
             body["n"] = num_votes
         if self.settings.logprobs:
             body["logprobs"] = True
-        return json.dumps(body).encode()
+        told = shown_json([clip.times for clip in shown], [clip.size for clip in shown])
+        return json.dumps(body).encode(), told
 
     def _show(self, reader: ClipReader, num: int) -> ShownClip:
         times, images = show(reader, num, self.config.frame_size)
-        return ShownClip(times, [_data_url(image) for image in images])
+        size = images[0].height, images[0].width
+        return ShownClip(times, size, [_data_url(image) for image in images])
 
-    def _replies(self, completion: dict[str, Any], asks: Sequence[Ask]) -> list[Vote]:
+    def _replies(self, completion: dict[str, Any], asks: Sequence[Ask], shown: str) -> list[Vote]:
         """The votes of one response. Raises ValueError for another model's, or for too few or too many."""
         served = completion.get("model")
         if isinstance(served, str) and served and not same_model(self.model, served):
@@ -173,7 +182,7 @@ class OpenAIJudge:
                 "asked for; set judge.server.requests to one_vote"
             )
         return [
-            vote_of(ask, read_choice(choice, ask), log_probability_of(choice))
+            vote_of(ask, read_choice(choice, ask, self.format), log_probability_of(choice), shown)
             for ask, choice in zip(asks, choices, strict=True)
         ]
 
@@ -183,8 +192,8 @@ def request_seed(ask: Ask) -> int:
     return ask.seed % 2**31
 
 
-def read_choice(choice: dict[str, Any], ask: Ask) -> Reply:
-    """What one of a response's choices says; only a reply that ended by itself is held to the grammar."""
+def read_choice(choice: dict[str, Any], ask: Ask, form: ReplyFormat) -> Reply:
+    """What one of a response's choices says; only a reply that ended by itself is held to its form."""
     message = choice.get("message") or {}
     text, refusal = message.get("content"), message.get("refusal")
     text = text if isinstance(text, str) else ""
@@ -192,7 +201,7 @@ def read_choice(choice: dict[str, Any], ask: Ask) -> Reply:
         return Reply(None, text, "truncated")
     if choice.get("finish_reason") == "content_filter" or refusal:
         return Reply(None, text or str(refusal or ""), "withheld")
-    return parse_reply(text, ask.question.dimensions)
+    return form.parse(text, ask.question.dimensions)
 
 
 def log_probability_of(choice: dict[str, Any]) -> float | None:

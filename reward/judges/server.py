@@ -29,6 +29,11 @@ _TOO_MUCH = (
 )
 # what a 400 or 422 is about, told by the server's words, and what to do; the first that fits
 _REMEDIES = (
+    (
+        r"not a multi-?modal|image_url is only supported|images? (input )?(is|are) not supported|"
+        r"not support (images?|vision|multi-?modal)|mmproj",
+        "the model behind judge.model sees no images; serve one with vision",
+    ),
     (r"max_completion_tokens", "it takes no max_tokens, which retake sends; choose another judge.model"),
     (r"context|too long|too large|too many|image|multi-?modal|max_tokens", _TOO_MUCH),
     (r"logprob", "set judge.server.logprobs to false"),

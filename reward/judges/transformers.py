@@ -20,7 +20,8 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextTo
 from reward.config import JudgeConfig
 from reward.encoding import Encoder, Prompt
 from reward.judges.cache import expand
-from reward.question import Ask, Reply, Vote, parse_reply, vote_of
+from reward.question import Ask, Reply, Vote, vote_of
+from reward.replies import format_of
 
 _NOT_IDENTITY = {"batch_size", "server", "answers"}  # settings that change no vote
 
@@ -44,10 +45,9 @@ class TransformersJudge:
             replies = self._sample(
                 [prompt for prompt, _ in batch], [[asks[i].seed for i in rows] for _, rows in batch]
             )
-            for i, (ids, log_probability) in zip(
-                (i for _, rows in batch for i in rows), replies, strict=True
-            ):
-                votes[i] = vote_of(asks[i], self._parse(ids, asks[i]), log_probability)
+            of = [(i, prompt.shown) for prompt, rows in batch for i in rows]
+            for (i, shown), (ids, log_probability) in zip(of, replies, strict=True):
+                votes[i] = vote_of(asks[i], self._parse(ids, asks[i]), log_probability, shown)
         return [votes[i] for i in range(len(asks))]
 
     def identity(self) -> str:
@@ -75,7 +75,7 @@ class TransformersJudge:
         batch: list[tuple[Prompt, list[int]]] = []
         room = self.config.batch_size
         for rows in orders.values():
-            prompt = self._checked(self.encoder.prompt(asks[rows[0]]))
+            prompt = self._checked(self.encoder.prompt(asks[rows[0]]), asks[rows[0]])
             while rows:
                 batch.append((prompt, rows[:room]))
                 rows, room = rows[room:], room - len(batch[-1][1])
@@ -85,13 +85,14 @@ class TransformersJudge:
         if batch:
             yield batch
 
-    def _checked(self, prompt: Prompt) -> Prompt:
+    def _checked(self, prompt: Prompt, ask: Ask) -> Prompt:
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and len(prompt.ids) + self.config.max_new_tokens > limit:
             raise ValueError(
                 f"judge.model {self.config.model!r} reads {limit} tokens; the frames and the text take "
                 f"{len(prompt.ids)} and the reply up to {self.config.max_new_tokens}: "
-                "lower judge.num_frames, judge.frame_size or judge.max_new_tokens"
+                "lower judge.num_frames, judge.frame_size or judge.max_new_tokens, or shorten the prompt of "
+                f"question {ask.question.id!r} ({len(ask.question.prompt)} characters)"
             )
         return prompt
 
@@ -162,7 +163,7 @@ class TransformersJudge:
     def _parse(self, ids: list[int], ask: Ask) -> Reply:
         if ids[-1] not in self.stop_ids.tolist():
             return Reply(None, self.encoder.decode(ids), "truncated")
-        return parse_reply(self.encoder.decode(ids[:-1]), ask.question.dimensions)
+        return format_of(self.config).parse(self.encoder.decode(ids[:-1]), ask.question.dimensions)
 
 
 def check_model(config: JudgeConfig) -> None:
