@@ -88,7 +88,7 @@ class DirectEncoder(Encoder):
         asked = super().prompt(ask)
         opening = self.tokenizer(NO_REASONING, add_special_tokens=False)["input_ids"]
         types = None if asked.types is None else [*asked.types, *[0] * len(opening)]
-        return Prompt([*asked.ids, *opening], types, asked.vision)
+        return replace(asked, ids=[*asked.ids, *opening], types=types)
 
 
 class DirectJudge(TransformersJudge):
