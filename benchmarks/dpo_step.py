@@ -1,6 +1,7 @@
 """Time and memory of a preference step, ours against two common arrangements, as ratios in one run.
 
     python benchmarks/dpo_step.py [--width 256] [--layers 4] [--weights lora full] [--epochs 8] [--draws 2]
+    python benchmarks/dpo_step.py --wan-1.3b --dtype bfloat16 --activation-checkpointing --peak-tflops 989  # GPU
 
 Arms, on the same model, pairs and draws:
   common    winner and loser in one forward, the reference's forward in every step (adapter off, or a copy)
@@ -10,7 +11,9 @@ Arms, on the same model, pairs and draws:
 
 Seconds are for one pair and step, the median of repeats taken in turns; ours is charged for its reference
 forwards at draws/epochs of a step each. `forwards` is the same ratio counted in forwards before measuring
-(forward 1, backward 1 with a LoRA and 2 with full weights). Prints one JSON row an arm.
+(forward 1, backward 1 with a LoRA and 2 with full weights). `needed_tflop` are the operations that the arm's
+method needs for a pair (`needed`), `utilisation` is what of the device's peak they come to. Prints one JSON
+row an arm.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from generator.condition import Condition
 from generator.config import GeneratorConfig, LoraConfig, UpdateConfig
@@ -35,10 +39,26 @@ from generator.draws import Draw, noise_and_levels
 from generator.losses import PairErrors, frame_errors, preference_loss
 from generator.models.base import VideoModel, load_model
 from generator.reference_errors import ReferenceErrors
-from generator.step import pair_errors
+from generator.step import autocast, pair_errors
+
+WAN = {
+    "width": 1536,
+    "layers": 30,
+    "head_dim": 128,
+    "ffn": 8960,
+    "text": (512, 4096),
+    "shape": [16, 13, 60, 104],
+}
 
 
-def tiny_pipeline(folder: Path, width: int, layers: int) -> str:
+def tiny_pipeline(
+    folder: Path,
+    width: int,
+    layers: int,
+    head_dim: int = 32,
+    ffn: int | None = None,
+    text_dim: int | None = None,
+) -> str:
     """A Wan pipeline with random weights whose transformer has `layers` blocks of `width`."""
     from diffusers import WanPipeline, WanTransformer3DModel
 
@@ -48,8 +68,8 @@ def tiny_pipeline(folder: Path, width: int, layers: int) -> str:
     config = dict(pipe.transformer.config)
     torch.manual_seed(0)
     pipe.transformer = WanTransformer3DModel.from_config(
-        config | {"num_layers": layers, "num_attention_heads": width // 32, "attention_head_dim": 32,
-                  "ffn_dim": 4 * width}
+        config | {"num_layers": layers, "num_attention_heads": width // head_dim, "attention_head_dim": head_dim,
+                  "ffn_dim": ffn or 4 * width, "text_dim": text_dim or config["text_dim"]}
     )  # fmt: skip
     pipe.save_pretrained(folder)
     return str(folder)
@@ -121,8 +141,9 @@ class Arms:
         x, eps, sigma = (t.to(model.device) for t in (x, eps, sigma))
         condition = self.pairs.condition(rows).to(model.device)
         noisy, target = form.noise(x, eps, sigma), form.target(x, eps, sigma)
-        reference = frame_errors(model.predict_reference(noisy, sigma, condition), target)
-        return frame_errors(model.predict(noisy, sigma, condition), target), reference
+        with autocast(model, self.config):
+            reference = frame_errors(model.predict_reference(noisy, sigma, condition), target)
+            return frame_errors(model.predict(noisy, sigma, condition), target), reference
 
     def ours(self, groups: list[list[int]]) -> None:
         draws = [Draw(k, 0) for k in range(len(groups))]
@@ -154,11 +175,36 @@ class Arms:
             device, form = self.model.device, self.model.parametrisation
             x, eps, sigma = x.to(device), eps[everyone].to(device), sigma[everyone].to(device)
             noisy = form.noise(x, eps, sigma)
-            prediction = self.model.predict_reference(
-                noisy, sigma, self.pairs.condition(first).to(device).rows(everyone.to(device))
-            )
+            with autocast(self.model, self.config):
+                prediction = self.model.predict_reference(
+                    noisy, sigma, self.pairs.condition(first).to(device).rows(everyone.to(device))
+                )
             errors = frame_errors(prediction, form.target(x, eps, sigma))
         self.known.add(draws, [len(g) for g in groups], errors[: len(groups)][of], errors[len(groups) :])
+
+
+def flops(
+    model: VideoModel, shape: tuple[int, ...], condition: Condition, dtype: torch.dtype
+) -> tuple[int, int]:
+    """Operations of one clip's forward: (matrix products and convolutions, attention)."""
+    x = torch.zeros(1, *shape, device=model.device)
+    with torch.no_grad(), torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
+        with FlopCounterMode(display=False) as counter:
+            model.predict_reference(x, torch.full((1,), 0.5, device=model.device), condition)
+    by_op = {str(op): count for op, count in counter.get_flop_counts()["Global"].items()}
+    attention = sum(count for op, count in by_op.items() if "attention" in op)
+    return sum(by_op.values()) - attention, attention
+
+
+def needed(arm: str, products: int, attention: int, lora: bool, losers: int, share: float) -> float:
+    """Operations that one pair and step need. A backward takes the gradients of the activations and, with
+    full weights, those of the weights: as much each as the products forward. Attention takes twice its forward
+    either way. What is computed twice (checkpointing, flash attention's scores) counts once, and a LoRA's own
+    products do not count."""
+    clips = {"common": 2.0, "realdpo": 2.0, "ours-1": 2.0, "ours-n": (1 + losers) / losers}[arm]
+    reference = share if arm.startswith("ours") else 1.0
+    backward = products * (1 if lora else 2) + 2 * attention
+    return clips * ((1 + reference) * (products + attention) + backward)
 
 
 def seconds(call: Callable[[], None], cuda: bool) -> float:
@@ -181,6 +227,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument(
+        "--wan-1.3b", dest="wan", action="store_true", help="that shape, 49 frames of 480x832"
+    )
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the forward")
+    parser.add_argument("--activation-checkpointing", action="store_true")
+    parser.add_argument("--peak-tflops", type=float, help="of the device in this dtype")
     parser.add_argument("--width", type=int, default=256, help="of the transformer, a multiple of 32")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--shape", type=int, nargs=4, default=[16, 5, 8, 8], metavar=("C", "T", "H", "W"))
@@ -197,14 +249,30 @@ def main() -> None:
     share = options.draws / options.epochs
     for kind in options.weights:
         with tempfile.TemporaryDirectory() as folder:
-            path = tiny_pipeline(Path(folder), options.width, options.layers)
+            if options.wan:
+                path = tiny_pipeline(
+                    Path(folder), WAN["width"], WAN["layers"], WAN["head_dim"], WAN["ffn"], WAN["text"][1]
+                )
+            else:
+                path = tiny_pipeline(Path(folder), options.width, options.layers)
+            # with a LoRA the base is held in the dtype of the forward
+            held = options.dtype if kind == "lora" else "float32"
             model = load_model(
-                GeneratorConfig(model=path, max_text_tokens=8), device="cuda" if cuda else "cpu"
+                GeneratorConfig(model=path, max_text_tokens=8, dtype=held), device="cuda" if cuda else "cpu"
             )
         lora = LoraConfig(rank=16) if kind == "lora" else None
+        shape = tuple(WAN["shape"] if options.wan else options.shape)
         text = model.encode_prompts(["a red ring moves left"]).to("cpu")
-        pairs = make_pairs(options.winners, options.losers, tuple(options.shape), text)
-        arms = Arms(model, pairs, options.losers, UpdateConfig(lora=lora, losers_per_winner=options.losers))
+        if options.wan:
+            text = text.with_tensors(text=torch.randn(1, *WAN["text"], dtype=text["text"].dtype))
+        model.release_encoders()
+        pairs = make_pairs(options.winners, options.losers, shape, text)
+        config = UpdateConfig(lora=lora, losers_per_winner=options.losers, dtype=options.dtype)
+        arms = Arms(model, pairs, options.losers, config)
+        if options.activation_checkpointing:
+            for transformer in model.transformers:
+                transformer.enable_gradient_checkpointing()
+        products, attention = flops(model, shape, text.to(model.device), getattr(torch, options.dtype))
         calls = arms.calls()
         times: dict[str, list[float]] = {name: [] for name in calls}
         peaks: dict[str, float] = {}
@@ -229,6 +297,10 @@ def main() -> None:
                 )
                 row[f"vs_{other}"] = round(value / medians[other], 3)
                 row[f"vs_{other}_forwards"] = round(predicted, 3)
+            tflop = needed(name, products, attention, bool(lora), options.losers, share) / 1e12
+            row["needed_tflop"] = round(tflop, 6)
+            if options.peak_tflops:
+                row["utilisation"] = round(tflop / value / options.peak_tflops, 3)
             row["peak_gib"] = round(
                 peaks[name] if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3
             )

@@ -7,7 +7,7 @@ import torch
 
 import loop.embedded as embedded
 from benchmarks.arms import ARMS, SHARED, over_seeds, paired, share_start
-from benchmarks.dpo_step import counted
+from benchmarks.dpo_step import counted, flops, needed
 from benchmarks.noise_levels import ratio_of, second_moments
 from benchmarks.sampling import Arms
 from generator.config import GeneratorConfig, SamplingConfig, UpdateConfig
@@ -62,6 +62,21 @@ def test_differences_over_seeds_draw_captions_not_cells():
     other = {name: (p, 1.0 - value) for name, (p, value) in one.items()}
     found = over_seeds([(one, other)] * 3)
     assert found.value == 0 and (found.low, found.high) == (-1, 1) and found.num == 300
+
+
+def test_operations_of_a_step_are_counted_as_by_hand(tmp_path):
+    """10 products and 4 of attention a forward: a LoRA needs 10 + 8 backward, full weights 20 + 8."""
+    assert needed("common", 10, 4, True, 3, 0.25) == 2 * (2 * 14 + 18)
+    assert needed("common", 10, 4, False, 3, 0.25) == 2 * (2 * 14 + 28)
+    assert needed("ours-n", 10, 4, True, 3, 0.25) == pytest.approx(4 / 3 * (1.25 * 14 + 18))
+    model = load_model(GeneratorConfig(model=make_tiny_wan(tmp_path), max_text_tokens=8))
+    model.prepare_training(None, None, "parent", 0)
+    text = model.encode_prompts(["a red ring moves left"])
+    shape = (model.transformer.config.in_channels, 5, 4, 4)
+    products, attention = flops(model, shape, text, torch.float32)
+    twice, attention_of_twice = flops(model, (shape[0], 5, 8, 4), text, torch.float32)
+    # twice the tokens: products that read tokens double, self-attention takes four times as long
+    assert 1.3 < twice / products <= 2 and 2 < attention_of_twice / attention < 4
 
 
 def test_forwards_of_a_step_are_counted_as_by_hand():
