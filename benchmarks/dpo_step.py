@@ -1,7 +1,7 @@
 """Time and memory of a preference step, ours against two common arrangements, as ratios in one run.
 
     python benchmarks/dpo_step.py [--width 256] [--layers 4] [--weights lora full] [--epochs 8] [--draws 2]
-    python benchmarks/dpo_step.py --wan-1.3b --dtype bfloat16 --activation-checkpointing --peak-tflops 989  # GPU
+    python benchmarks/dpo_step.py --wan-1.3b --dtype bfloat16 --activation-checkpointing --peak-tflops 989
 
 Arms, on the same model, pairs and draws:
   common    winner and loser in one forward, the reference's forward in every step (adapter off, or a copy)
@@ -12,8 +12,8 @@ Arms, on the same model, pairs and draws:
 Seconds are for one pair and step, the median of repeats taken in turns; ours is charged for its reference
 forwards at draws/epochs of a step each. `forwards` is the same ratio counted in forwards before measuring
 (forward 1, backward 1 with a LoRA and 2 with full weights). `needed_tflop` are the operations that the arm's
-method needs for a pair (`needed`), `utilisation` is what of the device's peak they come to. Prints one JSON
-row an arm.
+method needs for a pair (`needed`), `utilisation` is what of the device's peak they come to. `peak_gib` is an
+arm's own on a GPU, and on a CPU that of the process so far. Prints one JSON row an arm.
 """
 
 from __future__ import annotations
@@ -41,14 +41,9 @@ from generator.models.base import VideoModel, load_model
 from generator.reference_errors import ReferenceErrors
 from generator.step import autocast, pair_errors
 
-WAN = {
-    "width": 1536,
-    "layers": 30,
-    "head_dim": 128,
-    "ffn": 8960,
-    "text": (512, 4096),
-    "shape": [16, 13, 60, 104],
-}
+# Wan2.1-1.3B, 49 frames of 480×832 in its latents, its text embeddings
+WAN: dict[str, int] = {"width": 1536, "layers": 30, "head_dim": 128, "ffn": 8960, "text_dim": 4096}
+WAN_SHAPE, WAN_TOKENS = (16, 13, 60, 104), 512
 
 
 def tiny_pipeline(
@@ -67,10 +62,14 @@ def tiny_pipeline(
     pipe = WanPipeline.from_pretrained(Path(embedded.__file__).parent / "tiny-wan")
     config = dict(pipe.transformer.config)
     torch.manual_seed(0)
-    pipe.transformer = WanTransformer3DModel.from_config(
-        config | {"num_layers": layers, "num_attention_heads": width // head_dim, "attention_head_dim": head_dim,
-                  "ffn_dim": ffn or 4 * width, "text_dim": text_dim or config["text_dim"]}
-    )  # fmt: skip
+    config |= {
+        "num_layers": layers,
+        "num_attention_heads": width // head_dim,
+        "attention_head_dim": head_dim,
+        "ffn_dim": ffn or 4 * width,
+        "text_dim": text_dim or config["text_dim"],
+    }
+    pipe.transformer = WanTransformer3DModel.from_config(config)
     pipe.save_pretrained(folder)
     return str(folder)
 
@@ -188,19 +187,21 @@ def flops(
 ) -> tuple[int, int]:
     """Operations of one clip's forward: (matrix products and convolutions, attention)."""
     x = torch.zeros(1, *shape, device=model.device)
-    with torch.no_grad(), torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
-        with FlopCounterMode(display=False) as counter:
-            model.predict_reference(x, torch.full((1,), 0.5, device=model.device), condition)
+    mixed = torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32)
+    with torch.no_grad(), mixed, FlopCounterMode(display=False) as counter:
+        model.predict_reference(x, torch.full((1,), 0.5, device=model.device), condition)
     by_op = {str(op): count for op, count in counter.get_flop_counts()["Global"].items()}
     attention = sum(count for op, count in by_op.items() if "attention" in op)
     return sum(by_op.values()) - attention, attention
 
 
 def needed(arm: str, products: int, attention: int, lora: bool, losers: int, share: float) -> float:
-    """Operations that one pair and step need. A backward takes the gradients of the activations and, with
-    full weights, those of the weights: as much each as the products forward. Attention takes twice its forward
-    either way. What is computed twice (checkpointing, flash attention's scores) counts once, and a LoRA's own
-    products do not count."""
+    """Operations that one pair and step need.
+
+    A backward takes the gradients of the activations and, with full weights, those of the weights: as much
+    each as the products forward; attention takes twice its forward either way. What is computed twice
+    (checkpointing, flash attention's scores) counts once, and a LoRA's own products do not count.
+    """
     clips = {"common": 2.0, "realdpo": 2.0, "ours-1": 2.0, "ours-n": (1 + losers) / losers}[arm]
     reference = share if arm.startswith("ours") else 1.0
     backward = products * (1 if lora else 2) + 2 * attention
@@ -249,22 +250,20 @@ def main() -> None:
     share = options.draws / options.epochs
     for kind in options.weights:
         with tempfile.TemporaryDirectory() as folder:
-            if options.wan:
-                path = tiny_pipeline(
-                    Path(folder), WAN["width"], WAN["layers"], WAN["head_dim"], WAN["ffn"], WAN["text"][1]
-                )
-            else:
-                path = tiny_pipeline(Path(folder), options.width, options.layers)
+            size = WAN if options.wan else {"width": options.width, "layers": options.layers}
+            path = tiny_pipeline(Path(folder), **size)
             # with a LoRA the base is held in the dtype of the forward
             held = options.dtype if kind == "lora" else "float32"
             model = load_model(
                 GeneratorConfig(model=path, max_text_tokens=8, dtype=held), device="cuda" if cuda else "cpu"
             )
         lora = LoraConfig(rank=16) if kind == "lora" else None
-        shape = tuple(WAN["shape"] if options.wan else options.shape)
+        shape = WAN_SHAPE if options.wan else tuple(options.shape)
         text = model.encode_prompts(["a red ring moves left"]).to("cpu")
         if options.wan:
-            text = text.with_tensors(text=torch.randn(1, *WAN["text"], dtype=text["text"].dtype))
+            text = text.with_tensors(
+                text=torch.randn(1, WAN_TOKENS, WAN["text_dim"], dtype=text["text"].dtype)
+            )
         model.release_encoders()
         pairs = make_pairs(options.winners, options.losers, shape, text)
         config = UpdateConfig(lora=lora, losers_per_winner=options.losers, dtype=options.dtype)
