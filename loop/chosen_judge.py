@@ -18,7 +18,7 @@ from loop.models import check_judge, has_weights_here, resolve_model
 from loop.status import judge_in_force
 from reward.certainty import Calibrator, load
 from reward.config import JudgeConfig, without_transport
-from reward.judge import Judge, check_votes, load_judge
+from reward.judge import Judge, check_votes, learns, load_judge
 from reward.judges.server import ServerUnavailable
 from reward.question import Ask, Frames, Vote
 
@@ -89,7 +89,7 @@ def choose_judge(source: str, overrides: Sequence[str] = ()) -> ChosenJudge:
     trained, calibrators = _in_force(run, judge) if is_run else (None, {})
     if has_weights_here(judge):
         assert judge.model is not None
-        own = trained is not None and judge.type == "transformers"
+        own = trained is not None and learns(judge)
         model = f"{trained}/judge" if own else resolve_model(judge.model, "judge.model")
         name = f"{name} as trained in {trained}" if own else name
         judge = judge.model_copy(update={"model": model})
@@ -119,7 +119,7 @@ def _votes_by(judge: JudgeConfig) -> dict[str, Any]:
 @contextlib.contextmanager
 def opened(chosen: ChosenJudge) -> Iterator[Judge]:
     """The judge, loaded, and closed at the end. Raises UserError if it cannot be loaded."""
-    if chosen.judge.type == "transformers":
+    if chosen.judge.type in ("transformers", "scorer"):
         import torch
 
         if chosen.config.threads is not None:

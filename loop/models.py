@@ -9,7 +9,8 @@ from pathlib import Path
 from loop.config import CampaignConfig
 from loop.errors import UserError
 from reward.config import JudgeConfig
-from reward.judge import check_judge_type, import_target, load_judge
+from reward.judge import check_judge_type, import_target, learns, load_judge
+from reward.scorers.head import HEAD_FILE, check_scorer
 
 EMBEDDED = Path(__file__).parent / "embedded"
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
@@ -35,6 +36,8 @@ def check_judge(judge: JudgeConfig) -> None:
             judge.server.api_key()
         if judge.type == "human":
             load_judge(judge).close()  # reads nothing but the table
+        if judge.type == "scorer":
+            check_scorer(with_model(judge))
     except ValueError as error:
         raise UserError(str(error)) from None
     if has_weights_here(judge):
@@ -44,17 +47,50 @@ def check_judge(judge: JudgeConfig) -> None:
 
 def check_training(config: CampaignConfig) -> None:
     """Raise UserError for a judge that is to be trained, but of a type that cannot be."""
-    settings = config.train_judge
-    if config.judge.type != "transformers" and (settings.num_steps or settings.preference_steps):
+    settings, judge = config.train_judge, config.judge
+    if not learns(judge) and (settings.num_steps or settings.preference_steps):
+        kind = "scorer with a checklist" if judge.type == "scorer" else judge.type
         raise UserError(
-            f"judge.type {config.judge.type} cannot be trained; set train_judge.num_steps and "
+            f"judge.type {kind} cannot be trained; set train_judge.num_steps and "
             "preference_steps to 0 to use it as it is, or use a transformers judge"
         )
+    if judge.type == "scorer" and settings.preference_steps:
+        raise UserError(
+            "judge.type scorer writes no reasoning to prefer; set train_judge.preference_steps to 0, it "
+            "learns from known answers"
+        )
+    if judge.scoring.new_head:
+        _check_new_head(config)
     if config.judge.type == "human" and config.known_answers.num_calibrate:
         raise UserError(
             "judge.type human cannot be calibrated, since nobody answered the known questions; set "
             "known_answers.num_calibrate to 0"
         )
+
+
+def _check_new_head(config: CampaignConfig) -> None:
+    if not config.train_judge.num_steps:
+        raise UserError(
+            "judge.scorer.new_head is a head of zeros, but train_judge.num_steps is 0: raise it, or give a "
+            "scorer"
+        )
+    if config.gate.enabled and not _has_head(config.judge):
+        raise UserError(
+            "judge.scorer.new_head is a head of zeros, and the gate asks the judge as it came: set "
+            "gate.enabled to false to train a scorer, then give its train_judge/judge folder as "
+            "judge.model of a campaign with a gate"
+        )
+
+
+def _has_head(judge: JudgeConfig) -> bool:
+    assert judge.model is not None
+    return (Path(resolve_model(judge.model, "judge.model")) / HEAD_FILE).is_file()
+
+
+def with_model(judge: JudgeConfig) -> JudgeConfig:
+    """The judge with its own model resolved."""
+    assert judge.model is not None
+    return judge.model_copy(update={"model": resolve_model(judge.model, "judge.model")})
 
 
 def has_weights_here(judge: JudgeConfig) -> bool:

@@ -17,6 +17,7 @@ from loop.progress import Display
 from loop.stages import Stage, StageContext, derive_seed, plan
 from loop.store import Store, environment, fingerprint, read_manifest
 from reward.config import without_transport
+from reward.scorers.checklist import checklist_digest
 
 USER_STAGES = ("prepare",)  # reads what the user gave: its ValueErrors are about that, not about our code
 
@@ -91,6 +92,9 @@ class StageRunner:
         answers = config.get("judge", {}).pop("answers", None)
         if answers is not None:  # likewise
             config["judge"]["answers"] = hashlib.sha256(Path(answers).expanduser().read_bytes()).hexdigest()
+        scorer = config.get("judge", {}).get("scorer")  # absent where there is none
+        if scorer is not None and scorer["checklist"] is not None:
+            scorer["checklist"] = checklist_digest(self.config.judge)
         for section in ("generator", "judge"):
             if section == "judge" and not has_weights_here(self.config.judge):
                 continue

@@ -76,9 +76,16 @@ class Encoder:
             time_stamps=self.config.time_stamps,
             special_tokens=self.special_tokens,
         )
+        return self.encode(content, shown)
+
+    def encode(self, content: list[dict[str, Any]], shown: tuple[ShownClip, ...]) -> Prompt:
+        """Chat content with an image block for every frame of the `shown` clips, in their order, as tokens.
+
+        Raises ValueError where frames get lost.
+        """
         message = [{"role": "user", "content": content}]
         text = self.processor.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-        num_frames = len(shown[0].times) + len(shown[1].times)
+        num_frames = sum(len(clip.times) for clip in shown)
         if self.image_token is not None and text.count(self.image_token) != num_frames:
             raise ValueError(
                 f"the chat template of judge.model {self.config.model!r} shows "
@@ -127,7 +134,9 @@ class Encoder:
         return batch
 
     def _show(self, reader: ClipReader, num: int) -> ShownClip:
-        times, images = show(reader, num, self.config.frame_size)
+        return self._pictured(*show(reader, num, self.config.frame_size))
+
+    def _pictured(self, times: list[float], images: list[Image.Image]) -> ShownClip:
         if self.merge_size is None or self.image_token is None:
             return ShownClip(times, images)
         out = self.processor.image_processor(images=images, return_tensors="pt")

@@ -32,10 +32,16 @@ class Judge(Protocol):
 # dotted paths, so that naming a type imports nothing
 JUDGES: dict[str, str] = {
     "transformers": "reward.judges.transformers:TransformersJudge",
+    "scorer": "reward.judges.scorer:ScorerJudge",
     "openai": "reward.judges.openai:OpenAIJudge",
     "python": "reward.judges.python:PythonJudge",
     "human": "reward.judges.human:HumanJudge",
 }
+
+
+def learns(config: JudgeConfig) -> bool:
+    """Whether train_judge can train it: a vision-language model, or a linear reward head on one."""
+    return config.type == "transformers" or (config.type == "scorer" and config.scoring.head == "linear")
 
 
 def load_judge(config: JudgeConfig) -> Judge:

@@ -15,7 +15,7 @@ from loop.stages import StageContext
 from loop.steps.common import read_table, write_table
 from loop.steps.questions import StoredClip
 from reward.config import JudgeConfig, VotingConfig
-from reward.judge import Judge, check_votes, load_judge
+from reward.judge import Judge, check_votes, learns, load_judge
 from reward.question import Ask, Question, Vote, answers_json
 from reward.sides import Source
 from reward.stopping import vote_in_waves
@@ -69,8 +69,8 @@ def judge_config(ctx: StageContext, trained: Path | None) -> JudgeConfig:
     if not has_weights_here(config):
         return config
     assert config.model is not None
-    in_process = trained is not None and config.type == "transformers"  # no other type is trained
-    model = f"{trained}/judge" if in_process else resolve_model(config.model, "judge.model")
+    own = trained is not None and learns(config)  # no other judge is trained
+    model = f"{trained}/judge" if own else resolve_model(config.model, "judge.model")
     return config.model_copy(update={"model": model})
 
 
