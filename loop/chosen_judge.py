@@ -14,11 +14,11 @@ from loop.config import CampaignConfig, ClipConfig
 from loop.config_file import load_config
 from loop.errors import JudgeFailed, UserError
 from loop.launchers import quieten_libraries
-from loop.models import check_judge, has_weights_here, resolve_model
+from loop.models import can_learn, check_judge, has_weights_here, resolve_model
 from loop.status import judge_in_force
 from reward.certainty import Calibrator, load
 from reward.config import JudgeConfig, without_transport
-from reward.judge import Judge, check_votes, learns, load_judge
+from reward.judge import Judge, check_votes, load_judge
 from reward.judges.server import ServerUnavailable
 from reward.question import Ask, Frames, Vote
 
@@ -89,7 +89,7 @@ def choose_judge(source: str, overrides: Sequence[str] = ()) -> ChosenJudge:
     trained, calibrators = _in_force(run, judge) if is_run else (None, {})
     if has_weights_here(judge):
         assert judge.model is not None
-        own = trained is not None and learns(judge)
+        own = trained is not None and can_learn(judge)
         model = f"{trained}/judge" if own else resolve_model(judge.model, "judge.model")
         name = f"{name} as trained in {trained}" if own else name
         judge = judge.model_copy(update={"model": model})

@@ -9,7 +9,7 @@ from pathlib import Path
 from loop.config import CampaignConfig
 from loop.errors import UserError
 from reward.config import JudgeConfig
-from reward.judge import check_judge_type, import_target, learns, load_judge
+from reward.judge import check_judge_type, import_target, load_judge
 from reward.scorers.head import HEAD_FILE, check_scorer
 
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -48,7 +48,7 @@ def check_judge(judge: JudgeConfig) -> None:
 def check_training(config: CampaignConfig) -> None:
     """Raise UserError for a judge that is to be trained, but of a type that cannot be."""
     settings, judge = config.train_judge, config.judge
-    if not learns(judge) and (settings.num_steps or settings.preference_steps):
+    if not can_learn(judge) and (settings.num_steps or settings.preference_steps):
         kind = "scorer with a checklist" if judge.type == "scorer" else judge.type
         raise UserError(
             f"judge.type {kind} cannot be trained; set train_judge.num_steps and "
@@ -91,6 +91,11 @@ def with_model(judge: JudgeConfig) -> JudgeConfig:
     """The judge with its own model resolved."""
     assert judge.model is not None
     return judge.model_copy(update={"model": resolve_model(judge.model, "judge.model")})
+
+
+def can_learn(judge: JudgeConfig) -> bool:
+    """Whether train_judge can train it: a vision-language model in process, or a reward head on one."""
+    return judge.type == "transformers" or (judge.type == "scorer" and judge.scoring.head == "linear")
 
 
 def has_weights_here(judge: JudgeConfig) -> bool:

@@ -92,9 +92,11 @@ class StageRunner:
         answers = config.get("judge", {}).pop("answers", None)
         if answers is not None:  # likewise
             config["judge"]["answers"] = hashlib.sha256(Path(answers).expanduser().read_bytes()).hexdigest()
-        scorer = config.get("judge", {}).get("scorer")  # absent where there is none
-        if scorer is not None and scorer["checklist"] is not None:
-            scorer["checklist"] = checklist_digest(self.config.judge)
+        scorer = config.get("judge", {}).pop("scorer", None)
+        if scorer is not None:  # likewise
+            if scorer["checklist"] is not None:
+                scorer["checklist"] = checklist_digest(self.config.judge)
+            config["judge"]["scorer"] = scorer
         for section in ("generator", "judge"):
             if section == "judge" and not has_weights_here(self.config.judge):
                 continue

@@ -189,6 +189,11 @@ class ScorerConfig(_Section):
         False,
         description="start with a head of zeros where judge.model has none, to be trained by train_judge",
     )
+    head_learning_rate: float = Field(
+        1e-3,
+        gt=0,
+        description="of a linear head in train_judge, which begins at zero; the model learns slower",
+    )
     checklist: str | None = Field(
         None, description="for head checklist: a YAML file of questions, or example for the one of retake"
     )
@@ -305,12 +310,6 @@ class JudgeConfig(_Section):
     def scoring(self) -> ScorerConfig:
         """How a judge of type scorer scores."""
         return self.scorer or ScorerConfig()
-
-    @model_serializer(mode="wrap")
-    def _without_idle_keys(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Keys of another type of judge are left out where they are null: they decide no vote, so they must
-        change no stage's fingerprint."""
-        return {name: value for name, value in write(self).items() if name != "scorer" or value is not None}
 
     def _needs_of_openai(self) -> None:
         if self.model is None:

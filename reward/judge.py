@@ -39,11 +39,6 @@ JUDGES: dict[str, str] = {
 }
 
 
-def learns(config: JudgeConfig) -> bool:
-    """Whether train_judge can train it: a vision-language model, or a linear reward head on one."""
-    return config.type == "transformers" or (config.type == "scorer" and config.scoring.head == "linear")
-
-
 def load_judge(config: JudgeConfig) -> Judge:
     """The judge that `config.type` names, called with `config`.
 

@@ -1,12 +1,18 @@
 """Point-wise scorers: the law of ties, votes, the folder of a reward head, and what cannot score."""
 
+import hashlib
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import configs
+from loop.config_file import load_config
+from loop.errors import UserError
+from loop.models import check_models
 from reward.config import JudgeConfig
 from reward.judge import load_judge
 from reward.judges.scorer import ScorerJudge
@@ -275,6 +281,27 @@ def test_settings_that_contradict_themselves_are_user_errors(changes, message):
         JudgeConfig(**{"type": "scorer", "model": "m", "scorer": {"new_head": True}, **changes})
 
 
-def test_other_judges_are_dumped_as_before():
-    assert "scorer" not in JudgeConfig(model="m").model_dump()
-    assert "scorer" in settings("m", new_head=True).model_dump()
+def test_identities_of_other_judges_are_as_before(plain):
+    """The settings in an identity are those of a judge from before there were scorers."""
+    config = JudgeConfig(model=str(plain))
+    old = config.model_dump(mode="json", exclude={"batch_size", "server", "answers", "model", "scorer"})
+    digest = hashlib.sha256(json.dumps(old, sort_keys=True).encode())
+    for path in sorted(plain.iterdir()):
+        digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    assert load_judge(config).identity() == digest.hexdigest()
+
+
+@pytest.mark.parametrize("name", ["videoreward", "checklist"])
+def test_the_shipped_presets_load_and_name_what_they_need(name, monkeypatch):
+    monkeypatch.chdir(Path(configs.__file__).parent.parent)
+    found = load_config(f"configs/judges/{name}.yaml").config
+    assert found.judge.type == "scorer"
+    if name == "videoreward":
+        head = HeadFile(outputs=("VQ", "MQ", "TA"))
+        mix = make_mix(found.judge.dimensions, head.outputs, found.judge.scoring)
+        assert mix.weights_DO.tolist() == [[0, 0, 1], [0, 1, 0], [1, 0, 0], [1, 1, 1]]
+        with pytest.raises(UserError, match=r"no folder '\./models/videoreward'"):
+            check_models(found)
+    else:
+        check_models(found)
+        assert probabilities(0.0, found.judge.scoring.tie_threshold)["tie"] == pytest.approx(0.2, abs=0.01)

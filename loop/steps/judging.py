@@ -10,12 +10,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from loop.models import has_weights_here, resolve_model
+from loop.models import can_learn, has_weights_here, resolve_model
 from loop.stages import StageContext
 from loop.steps.common import read_table, write_table
 from loop.steps.questions import StoredClip
 from reward.config import JudgeConfig, VotingConfig
-from reward.judge import Judge, check_votes, learns, load_judge
+from reward.judge import Judge, check_votes, load_judge
 from reward.question import Ask, Question, Vote, answers_json
 from reward.sides import Source
 from reward.stopping import vote_in_waves
@@ -69,8 +69,8 @@ def judge_config(ctx: StageContext, trained: Path | None) -> JudgeConfig:
     if not has_weights_here(config):
         return config
     assert config.model is not None
-    own = trained is not None and learns(config)  # no other judge is trained
-    model = f"{trained}/judge" if own else resolve_model(config.model, "judge.model")
+    learnt = trained is not None and can_learn(config)
+    model = f"{trained}/judge" if learnt else resolve_model(config.model, "judge.model")
     return config.model_copy(update={"model": model})
 
 

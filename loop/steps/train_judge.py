@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from loop.models import check_training
+from loop.models import can_learn, check_training
 from loop.stages import StageContext
 from loop.steps.common import read_table, verdicts_of, write_json
 from loop.steps.judge_gate import known_answers
 from loop.steps.judging import judge_config
 from loop.steps.label import plan_questions
 from reward.certainty import why_not_confident
-from reward.judge import learns
 from reward.preferences import PreferenceRow, known_answer_rows, make_preference_rows
 from reward.question import Question, Vote
 from reward.scorers.train import train_scorer
@@ -24,7 +23,7 @@ from reward.voting import Verdict
 
 
 def run(ctx: StageContext) -> None:
-    if not learns(ctx.config.judge):
+    if not can_learn(ctx.config.judge):
         check_training(ctx.config)
         write_json(ctx.out / "metrics.json", {"trained": False})  # it judges as it came
         return

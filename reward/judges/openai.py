@@ -26,7 +26,7 @@ from reward.judges.server import Server, run_apart, same_model
 from reward.question import Ask, ClipReader, Reply, Vote, build_message, parse_reply, vote_of
 
 # settings that change no vote, or that a server does not hear of
-_NOT_IDENTITY = {"batch_size", "dtype", "trust_remote_code", "target", "answers"}
+_NOT_IDENTITY = {"batch_size", "dtype", "trust_remote_code", "target", "answers", "scorer"}
 
 
 @dataclass(frozen=True)

@@ -197,6 +197,8 @@ def load_model(config: JudgeConfig, dtype: str | None = None) -> tuple[Any, Any]
 def identity_of(config: JudgeConfig) -> str:
     """sha256 of the settings that decide votes and of the files of `judge.model`."""
     settings = config.model_dump(mode="json", exclude={*_NOT_IDENTITY, "model"})
+    if settings["scorer"] is None:
+        del settings["scorer"]  # as before there were scorers
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for path in _model_files(config):
         digest.update(path.name.encode())

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from peft import get_peft_model
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
-from reward.config import JudgeConfig, TrainJudgeConfig
+from reward.config import JudgeConfig, ScorerConfig, TrainJudgeConfig
 from reward.known_answers import KnownAnswer
 from reward.question import Answer
 from reward.scorers.encoding import ClipEncoder
-from reward.scorers.head import HeadFile
+from reward.scorers.head import HeadFile, Mix
 from reward.scorers.linear import LinearScorer, RewardModel, save_scorer
 from reward.train import (
     Finite,
@@ -81,15 +81,34 @@ def btt_loss(delta_BD: torch.Tensor, signs_BD: torch.Tensor, threshold_D: torch.
 class ScorerTrainer(Finite, Trainer):
     """Trainer whose loss is `btt_loss`, the mean over pairs and dimensions."""
 
-    def __init__(
-        self, *, logits_DO: torch.Tensor, shares_DO: torch.Tensor, fixed: float | None, **kwargs: Any
-    ):
-        """`logits_DO` and `shares_DO` as in reward.scorers.head.Mix; `fixed`: κ, if not learned."""
+    optimizer: Any
+
+    def __init__(self, *, mix: Mix, scoring: ScorerConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        device = self.args.device
-        self.logits_DO, self.shares_DO = logits_DO.to(device), shares_DO.to(device)
-        self.fixed = fixed
+        logits_DO, shares_DO = torch.from_numpy(mix.logits_DO), torch.from_numpy(mix.shares_DO)
+        self.logits_DO = logits_DO.float().to(self.args.device)
+        self.shares_DO = shares_DO.float().to(self.args.device)
+        self.scoring = scoring
         self._right: list[float] = []
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's own optimiser with one more group: the head, at its own rate and without decay."""
+        if self.optimizer is None:
+            decayed = set(self.get_decay_parameter_names(self.model))
+            named = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+            body = [(n, p) for n, p in named if n.startswith("backbone.")]
+            groups: list[dict[str, Any]] = [
+                {
+                    "params": [p for n, p in body if (n in decayed) == decay],
+                    "weight_decay": self.args.weight_decay if decay else 0.0,
+                }
+                for decay in (True, False)
+            ]
+            head = [p for n, p in named if not n.startswith("backbone.")]
+            groups.append({"params": head, "weight_decay": 0.0, "lr": self.scoring.head_learning_rate})
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = kind([group for group in groups if group["params"]], **settings)
+        return self.optimizer
 
     def compute_loss(
         self,
@@ -105,8 +124,8 @@ class ScorerTrainer(Finite, Trainer):
         delta_BD = (first_BO - second_BO) @ self.logits_DO.T
         reward_model: RewardModel = self.accelerator.unwrap_model(model)
         threshold_D = self.shares_DO @ reward_model.log_threshold.exp()
-        if self.fixed is not None:
-            threshold_D = torch.full_like(threshold_D, self.fixed)
+        if self.scoring.tie_threshold is not None:
+            threshold_D = torch.full_like(threshold_D, self.scoring.tie_threshold)
         loss = btt_loss(delta_BD, signs_BD, threshold_D).mean()
         decided = signs_BD != 0
         if decided.any():
@@ -157,9 +176,8 @@ def _fit(
     size, steps, rate = config.batch_size, config.num_steps, config.learning_rate
     with trainer_arguments(config, size, steps, rate, out, seed) as arguments:
         trainer = ScorerTrainer(
-            logits_DO=torch.from_numpy(scorer.mix.logits_DO).float(),
-            shares_DO=torch.from_numpy(scorer.mix.shares_DO).float(),
-            fixed=fixed,
+            mix=scorer.mix,
+            scoring=judge_config.scoring,
             model=model,
             args=TrainingArguments(**arguments),
             train_dataset=row_numbers(len(known)),
