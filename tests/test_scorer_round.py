@@ -3,9 +3,13 @@
 import json
 import logging
 
+import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from generator.clips import write_clip
 from loop.chosen_judge import choose_judge
+from loop.cli import app
 from loop.config_file import load_config
 from loop.errors import UserError
 from loop.models import check_models
@@ -125,3 +129,21 @@ def test_campaigns_with_other_judges_keep_their_fingerprints(tmp_path):
     settings = load_config("quickstart", TINY).config
     found = StageRunner(settings, Store(tmp_path / "run"), STAGES, Display(1))._slice(STAGES["label"])
     assert settings.judge.scorer is None and "scorer" not in found["judge"]
+
+
+def test_the_commands_ask_a_scorer_about_two_files(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        write_clip(tmp_path / f"{name}.mp4", rng.integers(0, 255, (17, 32, 32, 3), np.uint8), 8.0)
+    arguments = [
+        "judge",
+        *(str(tmp_path / f"{name}.mp4") for name in "ab"),
+        "--prompt",
+        "a red ring moves left",
+    ]
+    overrides = [f"--set={override}" for override in (*TINY, SCORER[0])]
+    done = CliRunner().invoke(app, [*arguments, "--ballots", "8", "--json", *overrides])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["num_votes"] == 16 and "(scorer, of quickstart)" in found["judge"]
+    assert "first/second/tie: text_alignment 0.27/0.27/0.46" in found["reasoning"][0]["reasoning"]

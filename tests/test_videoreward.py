@@ -2,20 +2,23 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
-from reward.config import JudgeConfig
+from reward.config import JudgeConfig, LoraConfig, TrainJudgeConfig
 from reward.judge import load_judge
+from reward.known_answers import make_known_answers
 from reward.question import Question
 from reward.scorers.encoding import num_at_rate
 from reward.scorers.linear import LinearScorer
 from reward.scorers.ties import probabilities
+from reward.scorers.train import train_scorer
 from reward.scorers.videoreward import main
 from reward.voting import make_asks
-from tests.reward_clips import BlockReader
+from tests.reward_clips import BlockReader, sources
 from tests.tiny_videoreward import TinyVideoReward
 
 OUTPUTS = {"visual_quality": {"VQ": 1}, "motion": {"MQ": 1}, "text_alignment": {"TA": 1}}
@@ -126,6 +129,24 @@ def test_what_cannot_be_converted_is_a_user_error(tmp_path, capsys):
     assert "holds more than tensors" in message(published.weights, published.code)
     weights.unlink()
     assert "holds neither model.pth" in message(published.weights, published.code)
+
+
+def test_a_template_without_videos_is_a_user_error(converted, tmp_path):
+    blind = shutil.copytree(converted, tmp_path / "blind")
+    template = (blind / "chat_template.jinja").read_text()
+    (blind / "chat_template.jinja").write_text(template.replace("<|video_pad|>", ""))
+    with pytest.raises(ValueError, match="shows 0 of 1 video"):
+        load_judge(config(blind)).vote(make_asks(question(), 1))
+
+
+def test_it_can_go_on_learning(converted, tmp_path):
+    known = make_known_answers(sources(num_frames=24, size=24), 2, 0, DIMENSIONS, ("vanish",), num_shown=6)
+    settings = TrainJudgeConfig(num_steps=1, batch_size=2, warmup_steps=0, lora=LoraConfig(rank=2, alpha=4))
+    train_scorer(converted, known, settings, config(converted), tmp_path / "out", 0)
+    before, after = (LinearScorer(config(folder)) for folder in (converted, tmp_path / "out"))
+    assert before.head == after.head
+    assert 0 < (after.model.weight - before.model.weight).abs().max() <= 0.00101
+    assert after.thresholds != pytest.approx(before.thresholds)
 
 
 def test_the_rate_decides_how_many_frames_are_shown():

@@ -104,8 +104,7 @@ class ClipEncoder(Encoder):
         if text.count(self.video_token) != 1:
             raise ValueError(
                 f"the chat template of judge.model {self.config.model!r} shows "
-                f"{text.count(self.video_token)} of "
-                "1 video; use a template with a video block"
+                f"{text.count(self.video_token)} of 1 video; use a template with a video block"
             )
         assert shown.pixels is not None and shown.grid is not None
         num_tokens = int(shown.grid.prod()) // self.processor.video_processor.merge_size**2

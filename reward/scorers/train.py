@@ -175,11 +175,14 @@ def _fit(
     model.log_threshold.requires_grad_(fixed is None)
     size, steps, rate = config.batch_size, config.num_steps, config.learning_rate
     with trainer_arguments(config, size, steps, rate, out, seed) as arguments:
+        settings = TrainingArguments(**arguments)
+        # first and second clips are halves of one batch; DataParallel would deal it out over devices
+        settings._n_gpu = min(settings.n_gpu, 1)
         trainer = ScorerTrainer(
             mix=scorer.mix,
             scoring=judge_config.scoring,
             model=model,
-            args=TrainingArguments(**arguments),
+            args=settings,
             train_dataset=row_numbers(len(known)),
             data_collator=PairCollator(scorer.encoder, scorer.head, known),
             callbacks=[watch],
