@@ -193,9 +193,8 @@ def _weights(dimension: str, outputs: Sequence[str], config: ScorerConfig) -> li
     if dimension == "overall":
         return [1.0] * len(outputs)
     raise ValueError(
-        f"judge.dimensions has {dimension}, but the head gives {listed}: say in "
-        f"judge.scorer.outputs.{dimension} "
-        "which outputs it is made of, or remove it from judge.dimensions"
+        f"judge.dimensions has {dimension}, but the head gives {listed}: say in judge.scorer.outputs."
+        f"{dimension} which outputs it is made of, or remove it from judge.dimensions"
     )
 
 

@@ -16,7 +16,7 @@ def probabilities(difference: float, threshold: float) -> dict[Answer, float]:
 
     Rao & Kupper (1967), with π = e^score and θ = e^κ: P(first) = π₁ / (π₁ + θ π₂) = σ(Δ − κ), P(second) =
     σ(−Δ − κ), and P(tie) = (θ² − 1) π₁ π₂ / ((π₁ + θ π₂)(θ π₁ + π₂)) = (θ² − 1) σ(Δ − κ) σ(−Δ − κ).
-    VideoReward trains with θ = 5 (arXiv 2501.13918, section 3.2). Both arguments in nats; κ = `threshold` ≥
+    VideoReward trains with θ = 5 (arXiv 2501.13918). Both arguments in nats; κ = `threshold` ≥
     0, and κ = 0 is plain Bradley-Terry, without ties.
     """
     assert threshold >= 0, "JudgeConfig and reward heads hold no negative threshold"

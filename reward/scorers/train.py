@@ -69,8 +69,7 @@ def btt_loss(delta_BD: torch.Tensor, signs_BD: torch.Tensor, threshold_D: torch.
     """−log P of the known answers [B, D] under Rao & Kupper (reward/scorers/ties.py), in nats.
 
     `delta_BD`: score of the first clip − that of the second, in logits; `signs_BD`: 1 first is better, −1
-    second, 0 a tie; `threshold_D`: κ above 0. VideoReward's loss (arXiv 2501.13918, section 3.2) with θ =
-    e^κ.
+    second, 0 a tie; `threshold_D`: κ above 0. VideoReward's loss (arXiv 2501.13918) with θ = e^κ.
     """
     first, second = F.logsigmoid(delta_BD - threshold_D), F.logsigmoid(-delta_BD - threshold_D)
     # log(θ² − 1) = 2κ + log(1 − e^(−2κ))

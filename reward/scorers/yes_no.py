@@ -1,6 +1,6 @@
 """Scores by a checklist: yes/no questions about one clip, weighed and added up.
 
-That is how VisionReward scores (arXiv 2412.21059, section 3); any vision-language model can answer. No reply
+That is how VisionReward scores (arXiv 2412.21059); any vision-language model can answer. No reply
 is written: P(yes) is read off the logits of the next token.
 """
 
