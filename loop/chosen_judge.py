@@ -122,7 +122,7 @@ def _votes_by(judge: JudgeConfig) -> dict[str, Any]:
 @contextlib.contextmanager
 def opened(chosen: ChosenJudge) -> Iterator[Judge]:
     """The judge, loaded, and closed at the end. Raises UserError if it cannot be loaded, JudgeFailed."""
-    if chosen.judge.type == "transformers":
+    if chosen.judge.type in ("transformers", "scorer"):
         import torch
 
         if chosen.config.threads is not None:

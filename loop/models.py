@@ -10,6 +10,7 @@ from loop.config import CampaignConfig
 from loop.errors import UserError
 from reward.config import JudgeConfig
 from reward.judge import PlugInFailed, check_judge_type, import_target, load_judge
+from reward.scorers.head import HEAD_FILE, check_scorer
 
 EMBEDDED = Path(__file__).parent / "embedded"
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
@@ -50,6 +51,8 @@ def check_judge(judge: JudgeConfig) -> None:
             judge.server.api_key()
         if judge.type == "human":
             load_judge(judge).close()  # reads nothing but the table
+        if judge.type == "scorer":
+            check_scorer(with_model(judge))
     except (ValueError, PlugInFailed) as error:
         raise UserError(str(error)) from None
     if has_weights_here(judge):
@@ -62,10 +65,18 @@ def check_training(config: CampaignConfig) -> None:
     settings, judge = config.train_judge, config.judge
     if not can_learn(judge) and (settings.num_steps or settings.preference_steps):
         what = f"type {judge.type}" if judge.type != "transformers" else f"reply {judge.reply}"
+        what += " with a checklist" if judge.type == "scorer" else ""
         raise UserError(
             f"judge.{what} cannot be trained; set train_judge.num_steps and preference_steps to 0 to use it "
             "as it is, or use a transformers judge with judge.reply retake"
         )
+    if judge.type == "scorer" and settings.preference_steps:
+        raise UserError(
+            "judge.type scorer writes no reasoning to prefer; set train_judge.preference_steps to 0, it "
+            "learns from known answers"
+        )
+    if judge.scoring.new_head:
+        _check_new_head(config)
     if config.judge.type == "human" and config.known_answers.num_calibrate:
         raise UserError(
             "judge.type human cannot be calibrated, since nobody answered the known questions; set "
@@ -73,8 +84,36 @@ def check_training(config: CampaignConfig) -> None:
         )
 
 
+def _check_new_head(config: CampaignConfig) -> None:
+    if not config.train_judge.num_steps:
+        raise UserError(
+            "judge.scorer.new_head is a head of zeros, but train_judge.num_steps is 0: raise it, or give a "
+            "scorer"
+        )
+    if config.gate.enabled and not _has_head(config.judge):
+        raise UserError(
+            "judge.scorer.new_head is a head of zeros, and the gate asks the judge as it came: set "
+            "gate.enabled to false to train a scorer, then give its train_judge/judge folder as "
+            "judge.model of a campaign with a gate"
+        )
+
+
+def _has_head(judge: JudgeConfig) -> bool:
+    assert judge.model is not None
+    return (Path(resolve_model(judge.model, "judge.model")) / HEAD_FILE).is_file()
+
+
+def with_model(judge: JudgeConfig) -> JudgeConfig:
+    """The judge with its own model resolved."""
+    assert judge.model is not None
+    return judge.model_copy(update={"model": resolve_model(judge.model, "judge.model")})
+
+
 def can_learn(judge: JudgeConfig) -> bool:
-    """Whether train_judge can train it: in process, and in our own form of reply, as known answers are."""
+    """Whether train_judge can train it: a vision-language model in process that is asked in our own form of
+    reply, as known answers are, or a reward head on one."""
+    if judge.type == "scorer":
+        return judge.scoring.head == "linear"
     return judge.type == "transformers" and judge.reply == "retake"
 
 

@@ -18,6 +18,7 @@ from loop.progress import Display
 from loop.stages import Stage, StageContext, derive_seed, plan
 from loop.store import Store, environment, fingerprint, read_manifest
 from reward.config import without_transport
+from reward.scorers.checklist import checklist_digest
 
 USER_STAGES = ("prepare",)  # reads what the user gave: its ValueErrors are about that, not about our code
 
@@ -112,6 +113,11 @@ class StageRunner:
         answers = config.get("judge", {}).pop("answers", None)
         if answers is not None:  # likewise
             config["judge"]["answers"] = hashlib.sha256(Path(answers).expanduser().read_bytes()).hexdigest()
+        scorer = config.get("judge", {}).pop("scorer", None)
+        if scorer is not None:  # likewise
+            if scorer["checklist"] is not None:
+                scorer["checklist"] = checklist_digest(self.config.judge)
+            config["judge"]["scorer"] = scorer
         for section in ("generator", "judge"):
             if section == "judge" and not has_weights_here(self.config.judge):
                 continue

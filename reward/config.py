@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -155,6 +156,69 @@ def without_transport(server: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in server.items() if name not in _TRANSPORT}
 
 
+class ScorerConfig(_Section):
+    """A judge that scores every clip alone: two scores make votes (docs/scorers.md)."""
+
+    head: Literal["linear", "checklist"] = Field(
+        "linear",
+        description="linear: a trained head on hidden states (reward_head.json); checklist: yes/no questions",
+    )
+    outputs: dict[str, dict[str, float]] = Field(
+        {},
+        description="of a dimension: the head's outputs and their weights; left out = the output of the same "
+        "name, and for overall, where there is none, the sum of all",
+    )
+    tie_threshold: float | None = Field(
+        None,
+        ge=0,
+        description="κ in nats: equal clips tie with probability (e^κ − 1) / (e^κ + 1); null = the head's "
+        "own, 0 for a checklist",
+    )
+    instructions: str | None = Field(
+        None,
+        description="what a linear head is told after the frames, {prompt} is the clip's prompt; null = what "
+        "the head was trained with, else retake's words",
+    )
+    new_head: bool = Field(
+        False,
+        description="start with a head of zeros where judge.model has none, to be trained by train_judge",
+    )
+    head_learning_rate: float = Field(
+        1e-3,
+        gt=0,
+        description="of a linear head in train_judge, which begins at zero; the model learns slower",
+    )
+    checklist: str | None = Field(
+        None, description="for head checklist: a YAML file of questions, or example for the one of retake"
+    )
+    hard_answers: bool = Field(
+        False, description="count an answer as yes = 1 or no = −1, not as 2·P(yes) − 1"
+    )
+
+    @field_validator("instructions")
+    @classmethod
+    def _name_the_prompt(cls, instructions: str | None) -> str | None:
+        if instructions is not None and "{prompt}" not in instructions:
+            raise ValueError("lacks {prompt}, in whose place every clip's prompt is put; add it")
+        return instructions
+
+    @field_validator("outputs")
+    @classmethod
+    def _weigh_something(cls, outputs: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+        for dimension, weights in outputs.items():
+            if not any(weights.values()) or not all(math.isfinite(w) for w in weights.values()):
+                raise ValueError(f"{dimension} needs an output with a finite weight other than 0")
+        return outputs
+
+    @model_validator(mode="after")
+    def _needs(self) -> ScorerConfig:
+        if (self.head == "checklist") != (self.checklist is not None):
+            raise ValueError("head checklist and the key checklist (a file, or example) belong together")
+        if self.head == "checklist" and (self.new_head or self.instructions is not None):
+            raise ValueError("a checklist has its own questions; remove new_head and instructions")
+        return self
+
+
 class JudgeConfig(_Section):
     """Which judge answers, and what it is shown."""
 
@@ -162,7 +226,8 @@ class JudgeConfig(_Section):
 
     type: str = Field(
         "transformers",
-        description="transformers, openai, python, human, or an entry point of the group retake.judges",
+        description="transformers, scorer, openai, python, human, or an entry point of the group "
+        "retake.judges",
     )
     model: str | None = Field(
         None,
@@ -175,6 +240,7 @@ class JudgeConfig(_Section):
     answers: str | None = Field(
         None, description="for type human: a .csv or .parquet with what people answered (docs/judges.md)"
     )
+    scorer: ScorerConfig | None = Field(None, description="for type scorer; null = its defaults")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto = float32 on a CPU, bfloat16 on an accelerator"
     )
@@ -258,13 +324,27 @@ class JudgeConfig(_Section):
             raise ValueError("judge.type is python: set judge.target to pkg.module:Class")
         if self.type == "human" and self.answers is None:
             raise ValueError("judge.type is human: set judge.answers to a .csv or .parquet of their answers")
-        if self.type == "transformers" and self.model is None:
+        if self.type in ("transformers", "scorer") and self.model is None:
             raise ValueError(
-                "judge.type is transformers: set judge.model to a folder, a hub id or embedded:NAME"
+                f"judge.type is {self.type}: set judge.model to a folder, a hub id or embedded:NAME"
+            )
+        if self.type != "scorer" and self.scorer is not None:
+            raise ValueError(
+                f"judge.scorer is for type scorer, but judge.type is {self.type}: change one of them"
+            )
+        unasked = sorted(set(self.scoring.outputs) - set(self.dimensions))
+        if unasked:
+            raise ValueError(
+                f"judge.scorer.outputs has {unasked[0]}, which is not in judge.dimensions; add or remove it"
             )
         if self.type == "openai":
             self._needs_of_openai()
         return self
+
+    @property
+    def scoring(self) -> ScorerConfig:
+        """How a judge of type scorer scores."""
+        return self.scorer or ScorerConfig()
 
     def _needs_of_openai(self) -> None:
         if self.model is None:

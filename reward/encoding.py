@@ -83,9 +83,16 @@ class Encoder:
             special_tokens=self.special_tokens,
             layout=format_of(self.config).layout,
         )
+        return self.encode(content, shown)
+
+    def encode(self, content: list[dict[str, Any]], shown: tuple[ShownClip, ...]) -> Prompt:
+        """Chat content with an image block for every frame of the `shown` clips, in their order, as tokens.
+
+        Raises ValueError where frames get lost.
+        """
         message = [{"role": "user", "content": content}]
         text = self.processor.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-        num_frames = len(shown[0].times) + len(shown[1].times)
+        num_frames = sum(len(clip.times) for clip in shown)
         if self.image_token is not None and text.count(self.image_token) != num_frames:
             raise ValueError(
                 f"the chat template of judge.model {self.config.model!r} shows "
@@ -136,7 +143,9 @@ class Encoder:
         return batch
 
     def _show(self, reader: ClipReader, num: int) -> ShownClip:
-        times, images = show(reader, num, self.config.frame_size)
+        return self._pictured(*show(reader, num, self.config.frame_size))
+
+    def _pictured(self, times: list[float], images: list[Image.Image]) -> ShownClip:
         size = images[0].height, images[0].width
         if self.merge_size is None or self.image_token is None:
             return ShownClip(times, size, images)

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from reward.config import JudgeConfig
-from reward.question import ClipReader, pick_frames
+from reward.question import ClipReader, Frames, pick_frames
 
 _CACHE_BYTES = 256 * 2**20
 
@@ -30,7 +30,11 @@ def num_shown(config: JudgeConfig, is_segment: bool) -> int:
 
 def show(reader: ClipReader, num: int, frame_size: int | None) -> tuple[list[float], list[Image.Image]]:
     """Times in seconds and RGB images of at most `num` frames, `frame_size` pixels high and wide if given."""
-    frames = reader()
+    return show_frames(reader(), num, frame_size)
+
+
+def show_frames(frames: Frames, num: int, frame_size: int | None) -> tuple[list[float], list[Image.Image]]:
+    """`show` for frames that are decoded already."""
     picked = pick_frames(len(frames.pixels), num)
     return [i / frames.fps for i in picked], [_image(frames.pixels[i], frame_size) for i in picked]
 

@@ -36,6 +36,7 @@ class PlugInFailed(RuntimeError):
 # dotted paths, so that naming a type imports nothing
 JUDGES: dict[str, str] = {
     "transformers": "reward.judges.transformers:TransformersJudge",
+    "scorer": "reward.judges.scorer:ScorerJudge",
     "openai": "reward.judges.openai:OpenAIJudge",
     "python": "reward.judges.python:PythonJudge",
     "human": "reward.judges.human:HumanJudge",

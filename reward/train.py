@@ -54,7 +54,7 @@ def train_judge(
     encoder = Encoder(processor, judge_config)
     num_sft = config.num_steps if rows_sft else 0
     num_pref = config.preference_steps if rows_pref else 0
-    watch = _Watch(num_sft + num_pref, progress, log)
+    watch = Watch(num_sft + num_pref, progress, log)
     report: dict[str, float] = {"num_sft_rows": len(rows_sft), "num_preference_rows": len(rows_pref)}
     parent = copy.deepcopy(model) if num_pref else None
     if num_sft:
@@ -107,14 +107,14 @@ def mean_log_probs(
     return np.array(means)
 
 
-class _Watch(TrainerCallback):
-    """Reports steps and log rows of both trainers as one run."""
+class Watch(TrainerCallback):
+    """Reports steps and log rows of all trainers of a judge as one run."""
 
     def __init__(self, total: int, progress: ProgressCallback | None, log: LogCallback | None) -> None:
         self.total, self.progress, self.log = total, progress, log
         self.name, self.offset, self.last_loss = "", 0, math.nan
 
-    def phase(self, name: str, offset: int) -> _Watch:
+    def phase(self, name: str, offset: int) -> Watch:
         self.name, self.offset = name, offset
         return self
 
@@ -134,7 +134,7 @@ class _Watch(TrainerCallback):
             self.log({"phase": self.name, "step": self.offset + state.global_step, **numbers})
 
 
-class _Finite:
+class Finite:
     """Stops before the optimiser sees a loss that is not finite."""
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -147,11 +147,11 @@ class _Finite:
         return loss
 
 
-class SftJudgeTrainer(_Finite, SFTTrainer):
+class SftJudgeTrainer(Finite, SFTTrainer):
     """TRL's SFTTrainer on rows of ours."""
 
 
-class SrpoTrainer(_Finite, DPOTrainer):
+class SrpoTrainer(Finite, DPOTrainer):
     """DPO with a weight a row: L = mean(w · −log σ(β · (Δ_chosen − Δ_rejected))) (Dual-IPO, L_SRPO)."""
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
@@ -216,17 +216,17 @@ def _supervise(
     config: TrainJudgeConfig,
     out: Path,
     seed: int,
-    watch: _Watch,
+    watch: Watch,
 ) -> Any:
     steps, rate = config.num_steps, config.learning_rate
-    with _arguments(config, config.batch_size, steps, rate, out, seed) as arguments:
+    with trainer_arguments(config, config.batch_size, steps, rate, out, seed) as shared:
         trainer = SftJudgeTrainer(
             model=model,
-            args=SFTConfig(**arguments),
+            args=SFTConfig(**shared, **_trl_arguments(config)),
             train_dataset=row_numbers(len(rows)),
             data_collator=SftCollator(encoder, rows),
             processing_class=encoder.processor,
-            peft_config=_peft(config),
+            peft_config=peft_config_of(config),
             callbacks=[watch],
         )
         trainer.remove_callback(PrinterCallback)  # stdout is for data
@@ -241,20 +241,20 @@ def _prefer(
     config: TrainJudgeConfig,
     out: Path,
     seed: int,
-    watch: _Watch,
+    watch: Watch,
 ) -> Any:
     # without a reference of its own DPOTrainer reloads the folder the model came from, which is a round old
     reference = None if config.lora else copy.deepcopy(model)
     steps, rate = config.preference_steps, config.preference_learning_rate
-    with _arguments(config, config.preference_batch_size, steps, rate, out, seed) as arguments:
+    with trainer_arguments(config, config.preference_batch_size, steps, rate, out, seed) as shared:
         trainer = SrpoTrainer(
             model=model,
             ref_model=reference,
-            args=DPOConfig(beta=config.beta, **arguments),
+            args=DPOConfig(beta=config.beta, **shared, **_trl_arguments(config)),
             train_dataset=row_numbers(len(rows)),
             data_collator=PreferenceCollator(encoder, rows),
             processing_class=encoder.processor,
-            peft_config=_peft(config),
+            peft_config=peft_config_of(config),
             callbacks=[watch],
         )
         trainer.remove_callback(PrinterCallback)  # stdout is for data
@@ -263,10 +263,11 @@ def _prefer(
 
 
 @contextlib.contextmanager
-def _arguments(
+def trainer_arguments(
     config: TrainJudgeConfig, batch_size: int, num_steps: int, rate: float, out: Path, seed: int
 ) -> Any:
-    """TRL's arguments that both trainers share, with a scratch folder that lives as long as the training.
+    """transformers' arguments that all trainers share, with a scratch folder that lives as long as the
+    training.
 
     The folder stands beside `out` under a fixed name: what a killed training leaves, the next one removes.
     """
@@ -284,9 +285,7 @@ def _arguments(
             "weight_decay": config.weight_decay,
             "max_grad_norm": config.max_grad_norm,
             "bf16": config.dtype == "bfloat16",
-            "activation_checkpointing": config.gradient_checkpointing,
             "use_cpu": not torch.cuda.is_available(),
-            "max_length": None,  # a cut through image tokens raises, one after them drops the reply
             "remove_unused_columns": False,
             "logging_steps": config.log_every,
             "logging_nan_inf_filter": False,
@@ -301,7 +300,14 @@ def _arguments(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _peft(config: TrainJudgeConfig) -> PeftLoraConfig | None:
+def _trl_arguments(config: TrainJudgeConfig) -> dict[str, Any]:
+    return {
+        "activation_checkpointing": config.gradient_checkpointing,
+        "max_length": None,  # a cut through image tokens raises, one after them drops the reply
+    }
+
+
+def peft_config_of(config: TrainJudgeConfig) -> PeftLoraConfig | None:
     if config.lora is None:
         return None
     return PeftLoraConfig(

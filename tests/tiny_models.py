@@ -44,10 +44,16 @@ TEMPLATE = (
 
 
 def make_tiny_qwen_vl(
-    folder: Path, *, seed: int = 0, hidden_size: int = 32, num_layers: int = 2, frame_size: int = 16
+    folder: Path,
+    *,
+    seed: int = 0,
+    hidden_size: int = 32,
+    num_layers: int = 2,
+    frame_size: int = 16,
+    more_words: str = "",
 ) -> Path:
     """Save a random Qwen2.5-VL and its processor; one visual token a frame of `frame_size` pixels."""
-    tokenizer = _tokenizer()
+    tokenizer = _tokenizer(more_words)
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
     patch = frame_size // 2  # four patches a frame, merged into one token
     images = Qwen2VLImageProcessorPil(
@@ -108,10 +114,11 @@ def make_tiny_qwen_vl(
     return folder
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {word: i for i, word in enumerate([*SPECIAL, *WORDS.split()])}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Sequence(
+def _tokenizer(more_words: str = "") -> PreTrainedTokenizerFast:
+    words = [*SPECIAL, *WORDS.split(), *more_words.split()]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    model = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    model.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.WhitespaceSplit(),
             pre_tokenizers.Split(Regex("</?(reasoning|answer)>"), "isolated"),
@@ -119,7 +126,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
         ]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=words,
+        tokenizer_object=model,
         unk_token="<unk>",
         pad_token="<|pad|>",
         eos_token="<|im_end|>",

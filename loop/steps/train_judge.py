@@ -17,6 +17,7 @@ from loop.steps.label import plan_questions
 from reward.certainty import why_not_confident
 from reward.preferences import PreferenceRow, known_answer_rows, make_preference_rows
 from reward.question import Question, Vote
+from reward.scorers.train import train_scorer
 from reward.train import train_judge
 from reward.voting import Verdict
 
@@ -28,8 +29,9 @@ def run(ctx: StageContext) -> None:
         return
     parent = judge_config(ctx, ctx.inputs.get("judge_parent"))
     assert parent.model is not None
-    supervised = known_answer_rows(known_answers(ctx, "train", ctx.config.known_answers.num_train, ctx.seed))
-    own, drops = _own_votes(ctx) if "label" in ctx.inputs else ([], {})
+    known = known_answers(ctx, "train", ctx.config.known_answers.num_train, ctx.seed)
+    scores = parent.type == "scorer"  # and writes no reasoning that it could prefer
+    own, drops = _own_votes(ctx) if "label" in ctx.inputs and not scores else ([], {})
     log_path = ctx.out / "log.jsonl"
     log_path.write_text("")  # a killed attempt starts again from its first step
 
@@ -47,9 +49,12 @@ def run(ctx: StageContext) -> None:
         ctx.progress.advance(step - done)
         done = step
 
-    report = train_judge(
-        parent.model, supervised, own, settings, parent, ctx.out / "judge", ctx.seed, on_progress, on_log
-    )
+    out, more = ctx.out / "judge", (ctx.seed, on_progress, on_log)
+    if scores:
+        report = train_scorer(parent.model, known, settings, parent, out, *more)
+    else:
+        supervised = known_answer_rows(known)
+        report = train_judge(parent.model, supervised, own, settings, parent, out, *more)
     write_json(ctx.out / "metrics.json", {**report, "own_votes_dropped": drops})
 
 

@@ -27,7 +27,7 @@ from reward.question import Ask, ClipReader, Reply, Vote, build_message, vote_of
 from reward.replies import ReplyFormat, format_of
 
 # settings that change no vote, or that a server does not hear of
-_NOT_IDENTITY = {"batch_size", "dtype", "trust_remote_code", "target", "answers"}
+_NOT_IDENTITY = {"batch_size", "dtype", "trust_remote_code", "target", "answers", "scorer"}
 
 
 @dataclass(frozen=True)

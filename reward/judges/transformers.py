@@ -53,13 +53,7 @@ class TransformersJudge:
     def identity(self) -> str:
         """sha256 of the weights, the processor's files and the settings that decide votes."""
         if self._identity is None:
-            settings = self.config.model_dump(mode="json", exclude={*_NOT_IDENTITY, "model"})
-            digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-            for path in _model_files(self.config):
-                digest.update(path.name.encode())
-                with path.open("rb") as file:
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
-            self._identity = digest.hexdigest()
+            self._identity = identity_of(self.config)
         return self._identity
 
     def close(self) -> None:
@@ -190,7 +184,7 @@ def load_model(config: JudgeConfig, dtype: str | None = None) -> tuple[Any, Any]
 
     Safetensors only. Raises ValueError for anything that is no vision-language model folder or hub id.
     """
-    assert config.model is not None, "JudgeConfig requires a model for type transformers"
+    assert config.model is not None, "JudgeConfig requires a model for types with weights"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = dtype or config.dtype
     if dtype == "auto":
@@ -218,6 +212,19 @@ def load_model(config: JudgeConfig, dtype: str | None = None) -> tuple[Any, Any]
     model.eval()
     model.to(torch.device(device))
     return model, processor
+
+
+def identity_of(config: JudgeConfig) -> str:
+    """sha256 of the settings that decide votes and of the files of `judge.model`."""
+    settings = config.model_dump(mode="json", exclude={*_NOT_IDENTITY, "model"})
+    if settings["scorer"] is None:
+        del settings["scorer"]  # as before there were scorers
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for path in _model_files(config):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _stop_ids(model: Any, tokenizer: Any) -> set[int]:
