@@ -23,7 +23,7 @@ from loop.runner import StageRunner
 from loop.stages import STAGES
 from loop.status import judge_in_force
 from loop.store import Store
-from reward.certainty import Calibrator, save
+from reward.calibration import Calibrator, save
 from reward.config import JudgeConfig
 from reward.judge import check_votes, load_judge
 from reward.question import Answer, Ask, Reply, Vote, mirrored, vote_of

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from reward import certainty
-from reward.certainty import POOLED, Calibrator
+from reward.calibration import POOLED, Calibrator
 from reward.config import CertaintyConfig
 from reward.question import Vote
 from reward.voting import fold, make_asks
@@ -27,33 +27,6 @@ def simulate(num, accuracy, seed, num_ballots=3, kind="known"):
         verdicts.append(verdict.__class__(**{**verdict.__dict__, "kind": kind}))
         truths.append(dict.fromkeys(q.dimensions, truth))
     return verdicts, truths
-
-
-def test_calibrated_probabilities_are_calibrated_on_other_questions():
-    calibrator = certainty.fit("known", *simulate(1500, 0.65, 0))
-    verdicts, truths = simulate(1500, 0.65, 1)
-    p = [calibrator.probability("overall", v.dimensions["overall"], v.num_votes) for v in verdicts]
-    y = [float(t["overall"] == "first") for t in truths]
-    assert certainty.ece(p, y) < 0.04
-    assert certainty.brier_skill(p, y) > 0.2
-
-
-def test_a_calibrator_is_antisymmetric_and_never_negative():
-    calibrator = certainty.fit("known", *simulate(200, 0.7, 0))
-    verdicts, _ = simulate(20, 0.6, 3)
-    for verdict in verdicts:
-        found = verdict.dimensions["overall"]
-        mirror = found.__class__(**{**found.__dict__, "score": 1 - found.score})
-        n = verdict.num_votes
-        total = calibrator.probability("overall", found, n) + calibrator.probability("overall", mirror, n)
-        assert total == pytest.approx(1.0, abs=1e-12)
-    assert certainty.fit("known", *simulate(200, 0.3, 0)).slopes[POOLED] == 0.0
-
-
-def test_dimensions_with_few_labels_share_the_pooled_slope():
-    calibrator = certainty.fit("known", *simulate(30, 0.7, 0), min_labels=50)
-    assert set(calibrator.slopes) == {POOLED}
-    assert calibrator.num_labels == {"motion": 30, "overall": 30, POOLED: 60}
 
 
 def test_a_kind_without_labels_says_so():
@@ -83,12 +56,6 @@ def test_the_reasons_for_not_using_a_verdict_are_told_apart():
     assert certainty.why_not_confident(certainty.apply(split[0], {}), "overall", config) == "uncertain"
     even = [v for v in simulate(60, 0.5, 0, kind="take_take")[0] if v.dimensions["overall"].score == 0.5]
     assert certainty.why_not_confident(certainty.apply(even[0], {}), "overall", config) == "tie"
-
-
-def test_calibrators_survive_a_file(tmp_path):
-    calibrators = {"known": certainty.fit("known", *simulate(60, 0.7, 0))}
-    certainty.save(calibrators, tmp_path / "calibrators.json")
-    assert certainty.load(tmp_path / "calibrators.json") == calibrators
 
 
 def test_measures_on_hand_derived_numbers():

@@ -1,0 +1,114 @@
+"""Pairs that people compared and that train nothing: they are set aside to calibrate the judge on takes.
+
+They also measure what the filter of verdicts reaches there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from loop.config import CampaignConfig
+from loop.precision import filter_precision
+from loop.stages import derive_seed
+from loop.steps.questions import StoredClip, make_question
+from reward.calibration import fit
+from reward.certainty import apply
+from reward.config import CertaintyConfig
+from reward.question import Answer, Question
+from reward.voting import Verdict
+
+Rows = Sequence[Mapping[str, Any]]
+_ANSWER: dict[str, Answer] = {"A": "first", "B": "second", "same": "tie"}
+_MIRROR: dict[Answer, Answer] = {"first": "second", "second": "first", "tie": "tie"}
+
+
+def plain(text: str) -> str:
+    """A prompt but for case and spaces: two that are equal in this are one."""
+    return " ".join(text.casefold().split())
+
+
+def set_aside(human: Rows, anchors: Rows, prompts: Rows, config: CampaignConfig) -> list[Mapping[str, Any]]:
+    """The rows of human_pairs.parquet that calibrate `take_take`, the same in every round.
+
+    With certainty.human_share > 0 they are all pairs of a prompt of the calibrate part, and those of that
+    share of all other prompts, drawn by the prompt's hash. Never those of a prompt, or with a clip (byte for
+    byte), of the gate or report part.
+    """
+    share = config.certainty.human_share
+    if share == 0:
+        return []
+    part_of = {plain(p["text"]): p["part"] for p in prompts}
+    untouched = {a["sha256"] for a in anchors if a["part"] in ("gate", "report")}
+    chosen = []
+    for row in human:
+        prompt = plain(row["prompt"])
+        part = part_of.get(prompt)
+        drawn = derive_seed(config.seed, "human labels", prompt) < share * 2**31
+        if part in ("gate", "report") or untouched & {row["sha256_A"], row["sha256_B"]}:
+            continue
+        if part == "calibrate" or drawn:
+            chosen.append(row)
+    return chosen
+
+
+def human_questions(
+    rows: Rows, prepared: Path, config: CampaignConfig
+) -> tuple[list[Question], list[dict[str, Answer]]]:
+    """What the judge is asked about these pairs, and what people answered, in the question's order."""
+    questions: list[Question] = []
+    answers: list[dict[str, Answer]] = []
+    for row in rows:
+        clip_a, clip_b = (StoredClip(row[f"clip_{s}"], prepared / row[f"file_{s}"]) for s in "AB")
+        question = make_question(
+            "take_take", row["prompt"], (clip_a, clip_b), config.judge.dimensions,
+            scope=f"{config.seed}/human", group=row["prompt_id"],
+        )  # fmt: skip
+        answer = _ANSWER[row["label"]]
+        questions.append(question)
+        answers.append({"overall": answer if question.first == clip_a else _MIRROR[answer]})
+    return questions, answers
+
+
+def filter_on_people(
+    verdicts: Sequence[Verdict],
+    truth: Sequence[dict[str, Answer]],
+    groups: Sequence[str],
+    limits: CertaintyConfig,
+) -> dict[str, Any]:
+    """What the filter reaches on pairs that people compared (loop/precision.py), ready for JSON.
+
+    `uncalibrated` filters by margin and flip rate, which no label has touched. `calibrated`: each half of
+    the prompts is filtered by the calibrator of the other half, since on its own labels a calibrator looks
+    better than it is; null where a half has fewer than certainty.min_labels answered pairs. So it speaks of
+    calibrators from half the labels, which are no better than the one that is saved.
+    """
+    plainly = [apply(v, {}) for v in verdicts]
+    return {
+        "num_pairs": len(verdicts),
+        "uncalibrated": filter_precision(plainly, truth, groups, limits),
+        "calibrated": _crossed(verdicts, truth, groups, limits),
+    }
+
+
+def _crossed(
+    verdicts: Sequence[Verdict],
+    truth: Sequence[dict[str, Answer]],
+    groups: Sequence[str],
+    limits: CertaintyConfig,
+) -> dict[str, Any] | None:
+    half = [derive_seed("half", group) % 2 for group in groups]
+    certain: list[Verdict] = list(verdicts)
+    for own in (0, 1):
+        others = [i for i, h in enumerate(half) if h != own and verdicts[i].num_votes]
+        if len(others) < limits.min_labels:
+            return None
+        found = fit(
+            "take_take", [verdicts[i] for i in others], [truth[i] for i in others],
+            limits.min_labels, limits.isotonic_labels, pooled=False,
+        )  # fmt: skip
+        for i, h in enumerate(half):
+            if h == own:
+                certain[i] = apply(verdicts[i], {"take_take": found})
+    return filter_precision(certain, truth, groups, limits)
