@@ -98,7 +98,9 @@ def _crossed(
     groups: Sequence[str],
     limits: CertaintyConfig,
 ) -> dict[str, Any] | None:
-    half = [derive_seed("half", group) % 2 for group in groups]
+    shuffled = sorted(set(groups), key=lambda group: derive_seed("half", group))
+    half_of = {group: number % 2 for number, group in enumerate(shuffled)}
+    half = [half_of[group] for group in groups]
     certain: list[Verdict] = list(verdicts)
     for own in (0, 1):
         others = [i for i, h in enumerate(half) if h != own and verdicts[i].num_votes]

@@ -57,12 +57,12 @@ def run(ctx: StageContext) -> None:
     for name in ctx.config.judge.dimensions:
         gate[f"accuracy_{name}"] = float(np.mean(accuracy(verdicts, truth, name)))
     ctx.log.info("%s", reason)
-    _calibrate(ctx, candidate if use else parent)
+    calibrate(ctx, candidate if use else parent)
     write_verdicts(ctx.out / "verdicts.parquet", questions, verdicts)
     write_json(ctx.out / "gate.json", gate)
 
 
-def _calibrate(ctx: StageContext, judge: Path | None) -> None:
+def calibrate(ctx: StageContext, judge: Path | None) -> None:
     """Calibrators of the judge in force, by kind of question, fitted under the rule that labels.
 
     Known answers calibrate known answers. Nothing says what is true of takes, so take_take, take_real and
