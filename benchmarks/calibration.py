@@ -5,8 +5,8 @@
 
 Asks the judge in force of a campaign known answers made from the report part's anchors, by label.voting, and
 measures its certainty: as voted (the score as a probability), with the campaign's own calibrators, and with
-calibrators fitted on other numbers of questions of the calibrate part (--labels). With --out, a folder for
-this run alone, finished shards are kept and not asked again.
+slopes and with curves fitted on other numbers of questions of the calibrate part (--labels). With --out, a
+folder for this run alone, finished shards are kept and not asked again.
 
 One JSON row a kind (all known answers, those of whole clips, those of segments) and calibrator: ECE in ten
 bins of the probability that the preferred clip is better; Brier skill over always saying ½; the share of
@@ -14,8 +14,9 @@ right ones among the 20, 40 … 100 % most certain; and, for each target precisi
 keeps and the precision that it reaches. A true tie, or a verdict without a side, is half right.
 
 On the embedded world there are rows on the campaign's takes, whose truth is the oracle's, for reports alone:
-the precision of what the filter of verdicts and the choice of pairs kept and dropped, and what the
-certainties of known answers would be worth there. Two takes are as good as each other where their totals
+the precision of what the filter of verdicts and the choice of pairs kept and dropped, and what certainties
+are worth there: as voted, of known answers, and of calibrators fitted on the oracle's answers about the other
+half of the prompts, as people's answers would be. Two takes are as good as each other where their totals
 differ by no more than 0.05. Brackets: bootstrap 95 % over anchors, for takes over prompts.
 """
 
@@ -41,10 +42,18 @@ from loop.progress import LineProgress
 from loop.stages import StageContext
 from loop.statistics import Interval, bootstrap, bootstrap_mean
 from loop.status import judge_in_force
+from loop.steps.human_labels import cross_fitted
 from loop.steps.judge_gate import known_answers
 from loop.steps.judging import ask, fold_all, open_judge
 from reward.calibration import KNOWN_SEGMENT, Calibrator, fit_known, kind_of, load
-from reward.certainty import apply, brier_skill, coverage_accuracy, ece, least_certainties
+from reward.certainty import (
+    apply,
+    brier_skill,
+    coverage_accuracy,
+    ece,
+    least_certainties,
+    why_not_confident,
+)
 from reward.config import CertaintyConfig
 from reward.judge import Judge
 from reward.voting import Verdict
@@ -104,9 +113,7 @@ def target_row(
     limits = CertaintyConfig(target_precision=target, min_votes=1)
     least = least_certainties(verdicts, dimension, limits)
     certainty, right = outcomes(verdicts, truth, dimension)
-    sided = np.array([v.num_votes > 0 and v.dimensions[dimension].score != 0.5 for v in verdicts])
-    kinds = [v.dimensions[dimension].calibrated_for or "" for v in verdicts]
-    kept = sided & (certainty >= np.array([least.get(kind, np.inf) for kind in kinds]))
+    kept = np.array([why_not_confident(v, dimension, limits, least) is None for v in verdicts])
     return {
         "kept": round(float(kept.mean()), 3),
         "promised": round(float(certainty[kept].mean()), 3) if kept.any() else None,
@@ -135,12 +142,16 @@ def on_known_answers(
             yield row
 
 
-def on_takes(run: Path, config: CampaignConfig, known: Calibrators) -> Iterator[dict[str, Any]]:
-    """Rows on every round's takes: the filter's precision, and known answers' calibrators transferred."""
+def on_takes(
+    run: Path, config: CampaignConfig, known: Calibrators, targets: Sequence[float]
+) -> Iterator[dict[str, Any]]:
+    """Rows on the takes of all rounds with pairs: what was kept, and what certainties are worth there."""
     verdicts: list[Verdict] = []
     truth: list[Truth] = []
     groups: list[str] = []
     for number in range(1, config.rounds + 1):
+        if not (run / f"round-{number:03d}" / "pair").exists():
+            continue
         takes = Takes(run, number, config)
         of = takes.verdicts()
         found = filter_precision(*of, config.certainty)
@@ -157,12 +168,19 @@ def on_takes(run: Path, config: CampaignConfig, known: Calibrators) -> Iterator[
         verdicts += of[0]
         truth += of[1]
         groups += of[2]
-    by_name = {"as voted": as_voted}
+    ways: dict[str, list[Verdict] | None] = {"as voted": [as_voted(v) for v in verdicts]}
     if "known" in known:
-        by_name["that of known answers"] = _with({"take_take": known["known"]})
-    for name, certain in by_name.items():
-        row = measures(*outcomes([certain(v) for v in verdicts], truth, "overall"), groups)
-        yield {"rounds": "all", "takes": "certainty", "certainty": name, **row}
+        ways["campaign's, of known answers"] = [apply(v, {"take_take": known["known"]}) for v in verdicts]
+    for shape, least in (("slopes", None), ("curves", 1)):
+        limits = config.certainty.model_copy(update={"isotonic_labels": least})
+        ways[f"of takes, {shape}"] = cross_fitted(verdicts, truth, groups, limits)
+    for name, certain in ways.items():
+        if certain:
+            row = {"rounds": "all", "takes": "certainty", "certainty": name}
+            row |= measures(*outcomes(certain, truth, "overall"), groups)
+            for target in targets if name != "as voted" else ():
+                row[f"target {target}"] = target_row(certain, truth, groups, target, "overall")
+            yield row
 
 
 def examine(
@@ -187,14 +205,12 @@ def examine(
         by_name["campaign"] = _with(own)
     limits = config.certainty
     for number in sorted(labels):
-        fitted = fit_known(more[0][:number], more[1][:number], limits.min_labels, limits.isotonic_labels)
-        by_name[f"{number} questions"] = _with(fitted)
-        if any(c.curves for c in fitted.values()):
-            fitted = fit_known(more[0][:number], more[1][:number], limits.min_labels, None)
-            by_name[f"{number} questions, slopes"] = _with(fitted)
+        for shape, least in (("slopes", None), ("curves", 1)):
+            fitted = fit_known(more[0][:number], more[1][:number], limits.min_labels, least)
+            by_name[f"{number} questions, {shape}"] = _with(fitted)
     yield from on_known_answers(verdicts, truth, by_name, targets, dimension)
     if config.data.anchors == "embedded":
-        yield from on_takes(run, config, own)
+        yield from on_takes(run, config, own, targets)
 
 
 def _judged(ctx: StageContext, judge: Judge, part: str, num: int) -> tuple[list[Verdict], list[Truth]]:

@@ -1,6 +1,7 @@
 """benchmarks/calibration.py measures what it says, on verdicts and takes whose answers are known by hand."""
 
 import json
+import math
 
 import numpy as np
 
@@ -53,7 +54,7 @@ def test_measures_are_those_of_the_hand():
 
 def test_a_target_keeps_what_promises_it_and_says_what_was_reached():
     slope = {"known": Calibrator("known", {POOLED: 1.0}, {})}  # p = (2 · score + ½) / 3: 5/6, 2/3
-    verdicts = [apply(verdict(s, group=f"g{i}"), slope) for i, s in enumerate((1.0, 1.0, 0.75, 0.5))]
+    verdicts = [apply(verdict(s), slope) for s in (1.0, 1.0, 0.75, 0.5)]
     answers = truth("first", "second", "first", "tie")
     assert target_row(verdicts, answers, list("abcd"), 0.8, "overall")["kept"] == 0.5
     row = target_row(verdicts, answers, list("abcd"), 0.75, "overall")  # (5/6 + 5/6 + 2/3) / 3 = .78
@@ -114,7 +115,7 @@ def test_takes_are_measured_by_the_oracle(tmp_path):
         }
     )
     known = {"known": Calibrator("known", {POOLED: 1.0}, {})}
-    filtered, chosen, voted, transferred = on_takes(tmp_path, config, known)
+    filtered, chosen, voted, transferred = on_takes(tmp_path, config, known, [0.75])
     assert filtered["reasons"] == {"kept": 1, "uncertain": 1}
     for row in (filtered, chosen):
         assert row["kept"] == "1.000 [1.000, 1.000], 1 pairs" and row["dropped"].startswith("0.000 [")
@@ -122,3 +123,11 @@ def test_takes_are_measured_by_the_oracle(tmp_path):
     assert voted["ECE"].startswith("0.375 [") and voted["num"] == 2
     assert transferred["ECE"].startswith(f"{(1 / 6 + 2 / 3) / 2:.3f} [")
     assert transferred["right"].startswith("0.500 [")
+    assert transferred["target 0.75"]["promised"] == 0.75 and "target 0.75" not in voted
+    few = config.model_copy(update={"certainty": config.certainty.model_copy(update={"min_labels": 1})})
+    *_, slopes, curves = on_takes(tmp_path, few, known, [])
+    # each prompt is judged by the other: the wrong one's label says ½ about the right one, which counts half
+    assert slopes["certainty"] == "of takes, slopes" and slopes["right"].startswith("0.250 [")
+    # the right one's curve is 2/3 at its own ln 5, linear from ½ to there; the wrong one's score is at ln 2
+    about_the_wrong_one = 0.5 + math.log(2) / math.log(5) / 6
+    assert curves["mean certainty"] == round((0.5 + about_the_wrong_one) / 2, 3)

@@ -73,44 +73,48 @@ def human_questions(
 
 def filter_on_people(
     verdicts: Sequence[Verdict],
-    truth: Sequence[dict[str, Answer]],
+    truth: Sequence[Mapping[str, Answer]],
     groups: Sequence[str],
     limits: CertaintyConfig,
 ) -> dict[str, Any]:
     """What the filter reaches on pairs that people compared (loop/precision.py), ready for JSON.
 
-    `uncalibrated` filters by margin and flip rate, which no label has touched. `calibrated`: each half of
-    the prompts is filtered by the calibrator of the other half, since on its own labels a calibrator looks
-    better than it is; null where a half has fewer than certainty.min_labels answered pairs. So it speaks of
-    calibrators from half the labels, which are no better than the one that is saved.
+    `uncalibrated` filters by margin and flip rate, which no label has touched. `calibrated` filters by
+    certainties that are cross-fitted; null where there are too few labels for that.
     """
     plainly = [apply(v, {}) for v in verdicts]
+    crossed = cross_fitted(verdicts, truth, groups, limits)
     return {
         "num_pairs": len(verdicts),
         "uncalibrated": filter_precision(plainly, truth, groups, limits),
-        "calibrated": _crossed(verdicts, truth, groups, limits),
+        "calibrated": None if crossed is None else filter_precision(crossed, truth, groups, limits),
     }
 
 
-def _crossed(
+def cross_fitted(
     verdicts: Sequence[Verdict],
-    truth: Sequence[dict[str, Answer]],
+    truth: Sequence[Mapping[str, Answer]],
     groups: Sequence[str],
     limits: CertaintyConfig,
-) -> dict[str, Any] | None:
+) -> list[Verdict] | None:
+    """The verdicts with certainties from a calibrator that did not see their labels.
+
+    It is fitted on the other half of the groups (prompts), since on its own labels a calibrator looks better
+    than it is; so it has half the labels of the one that a stage saves. None where a half has fewer than
+    certainty.min_labels answered questions.
+    """
     shuffled = sorted(set(groups), key=lambda group: derive_seed("half", group))
     half_of = {group: number % 2 for number, group in enumerate(shuffled)}
-    half = [half_of[group] for group in groups]
-    certain: list[Verdict] = list(verdicts)
+    certain = list(verdicts)
     for own in (0, 1):
-        others = [i for i, h in enumerate(half) if h != own and verdicts[i].num_votes]
+        others = [i for i, g in enumerate(groups) if half_of[g] != own and verdicts[i].num_votes]
         if len(others) < limits.min_labels:
             return None
         found = fit(
             "take_take", [verdicts[i] for i in others], [truth[i] for i in others],
             limits.min_labels, limits.isotonic_labels, pooled=False,
         )  # fmt: skip
-        for i, h in enumerate(half):
-            if h == own:
+        for i, group in enumerate(groups):
+            if half_of[group] == own:
                 certain[i] = apply(verdicts[i], {"take_take": found})
-    return filter_precision(certain, truth, groups, limits)
+    return certain
