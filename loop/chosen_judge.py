@@ -16,7 +16,7 @@ from loop.errors import JudgeFailed, UserError
 from loop.launchers import quieten_libraries
 from loop.models import can_learn, check_judge, has_weights_here, resolve_model
 from loop.status import judge_in_force
-from reward.certainty import Calibrator, load
+from reward.calibration import Calibrator, load
 from reward.config import JudgeConfig, without_transport
 from reward.judge import Judge, PlugInFailed, check_votes, load_judge
 from reward.judges.server import ServerUnavailable

@@ -222,6 +222,15 @@ class CampaignConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _human_share_has_pairs(self) -> "CampaignConfig":
+        if self.certainty.human_share and self.data.human_pairs is None:
+            raise ValueError(
+                "certainty.human_share is set, but data.human_pairs names no file: name one, or set the "
+                "share to 0"
+            )
+        return self
+
     def part(self, keys: tuple[str, ...]) -> dict[str, Any]:
         """The named sections, or single keys of one ("pair.real_wins"), as plain JSON data.
 

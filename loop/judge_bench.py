@@ -14,15 +14,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from loop.chosen_judge import KIND, ChosenJudge, GivenClip, ask_judge, how_shown, identity_of, opened
 from loop.compared import Compared, Comparison, SkippedLine, read_comparisons
 from loop.errors import UserError
 from loop.judge_pair import count_abstentions
 from loop.progress import Progress
-from loop.statistics import Interval, bootstrap_mean
+from loop.statistics import Interval, bootstrap, bootstrap_mean
 from loop.steps.common import write_json
 from loop.steps.judging import fold_all, write_verdicts, write_votes
-from reward.certainty import apply, ece
+from reward.certainty import apply, brier_skill, ece
 from reward.judge import Judge
 from reward.question import Answer, Question, Vote
 from reward.voting import DimensionVerdict, Verdict, make_asks
@@ -155,25 +157,31 @@ def _measures(of: Sequence[Measured], tie_threshold: float | None, seed: int) ->
         "accuracy_with_ties": mean(right, of),
         "accuracy_without_ties": mean(sides, decided),
         "flip_rate": mean([m.found.flip_rate or 0.0 for m in complete], complete),
-        "ece": _ece(of),
+        **_calibration(of, seed),
         "num_failed": sum(m.num_votes == 0 for m in of),
     }
 
 
-def _ece(of: Sequence[Measured]) -> float | None:
-    """Of the probability that the preferred clip is better; a tie of people is half an outcome.
+def _calibration(of: Sequence[Measured], seed: int) -> dict[str, Any]:
+    """ECE and Brier skill of the probability that the preferred clip is better; ties of people count half.
 
-    None where the certainty is no probability. A pair without a vote has none, one without a preferred clip
+    Null where the certainty is no probability. A pair without a vote has none, one without a preferred clip
     (a score of 0.5) is half an outcome, too.
     """
     known = [m for m in of if m.found.calibrated_for is not None and m.num_votes]
-    if not known:
-        return None
     outcomes = []
     for m in known:
         side = _side(m.found.score, 0.0)
         outcomes.append(0.5 if side is None or m.people == "tie" else float(side == m.people))
-    return ece([m.found.certainty or 0.5 for m in known], outcomes)
+    p, y, prompts = (
+        np.array([m.found.certainty for m in known]),
+        np.array(outcomes),
+        [m.prompt for m in known],
+    )
+    return {
+        "ece": _as_json(bootstrap(lambda w: ece(p, y, weights=w), prompts, seed)),
+        "brier_skill": _as_json(bootstrap(lambda w: brier_skill(p, y, weights=w), prompts, seed)),
+    }
 
 
 def _side(score: float, threshold: float) -> Answer | None:
@@ -201,14 +209,13 @@ def write_out(report: Mapping[str, Any]) -> list[str]:
         f"the judge says tie where {tie if threshold is None else f'its score is within {threshold} of 0.5'}",
         "",
         f"{'dimension':<16}  {'pairs':>5}  {'accuracy with ties':<20}  {'decided':>7}  "
-        f"{'accuracy without':<20}  {'order flips':<20}  {'ECE':>5}",
+        f"{'accuracy without':<20}  {'order flips':<20}  {'ECE':<20}  Brier skill",
     ]
     for name, of in report["dimensions"].items():
-        error = "–" if of["ece"] is None else f"{of['ece']:.3f}"
         lines.append(
             f"{name:<16}  {of['num_pairs']:>5}  {_interval(of['accuracy_with_ties']):<20}  "
             f"{of['num_decided']:>7}  {_interval(of['accuracy_without_ties']):<20}  "
-            f"{_interval(of['flip_rate']):<20}  {error:>5}"
+            f"{_interval(of['flip_rate']):<20}  {_interval(of['ece']):<20}  {_interval(of['brier_skill'])}"
         )
     return [*lines, "in brackets: 95 % intervals over prompts"]
 

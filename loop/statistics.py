@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with a two-sided bootstrap interval; `num` values in all."""
+    """A mean, or another statistic, with a two-sided bootstrap interval; `num` values in all."""
 
     value: float
     low: float
@@ -30,13 +30,43 @@ def bootstrap_mean(
         raise ValueError(f"{len(values)} values but {len(groups)} groups")
     if not len(values):
         return Interval(float("nan"), float("nan"), float("nan"), 0)
+    index, draws = _draw_groups(groups, seed, num_draws)
+    sums = np.bincount(index, weights=np.asarray(values, dtype=float), minlength=draws.shape[1])
+    counts = np.bincount(index, minlength=draws.shape[1])
+    means = sums[draws].sum(axis=1) / counts[draws].sum(axis=1)
+    return _interval(float(np.mean(values)), means, len(values), level)
+
+
+def bootstrap(
+    statistic: Callable[[np.ndarray], float],
+    groups: Sequence[str],
+    seed: int,
+    level: float = 0.95,
+    num_draws: int = 1000,
+) -> Interval:
+    """`statistic` of all rows and its percentile interval over resampled groups, as `bootstrap_mean` has it.
+
+    statistic: of weights [N], how often each row was drawn; all ones are the data. An error that cannot be
+    negative, such as ECE, is larger on draws than on the data, as it is on the data than in truth: its
+    interval errs to the side of caution and may lie above the value.
+    """
+    if not len(groups):
+        return Interval(float("nan"), float("nan"), float("nan"), 0)
+    index, draws = _draw_groups(groups, seed, num_draws)
+    num_groups = draws.shape[1]
+    found = [statistic(np.bincount(draw, minlength=num_groups)[index].astype(float)) for draw in draws]
+    return _interval(statistic(np.ones(len(groups))), np.array(found), len(groups), level)
+
+
+def _draw_groups(groups: Sequence[str], seed: int, num_draws: int) -> tuple[np.ndarray, np.ndarray]:
+    """The number of each row's group [N], and the numbers of the groups that are drawn [draws, groups]."""
     names, index = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     if len(names) == 1:
-        names = index = np.arange(len(values))
-    sums = np.bincount(index, weights=np.asarray(values, dtype=float), minlength=len(names))
-    counts = np.bincount(index, minlength=len(names))
-    draws = np.random.default_rng(seed).integers(len(names), size=(num_draws, len(names)))
-    means = sums[draws].sum(axis=1) / counts[draws].sum(axis=1)
+        names = index = np.arange(len(groups))
+    return index, np.random.default_rng(seed).integers(len(names), size=(num_draws, len(names)))
+
+
+def _interval(value: float, draws: np.ndarray, num: int, level: float) -> Interval:
     tail = (1 - level) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return Interval(float(np.mean(values)), float(low), float(high), len(values))
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    return Interval(value, float(low), float(high), num)

@@ -1,104 +1,32 @@
-"""How sure a verdict is: a calibrator per kind of question, its measures, and PCE for the judge's training.
+"""How sure a verdict is, which verdicts are sure enough to train on, and how good such statements are.
 
-Certainty of a calibrated kind is the probability that the preferred clip is better, in [0.5, 1]; of any
-other kind it is the vote margin times the share of ballots that did not flip, in [0, 1], and
+Certainty of a calibrated kind of question is the probability that the preferred clip is better, in [0.5, 1];
+of any other kind it is the vote margin times the share of ballots that did not flip, in [0, 1], and
 `calibrated_for` stays None. The two scales have thresholds of their own (CertaintyConfig).
 """
 
 from __future__ import annotations
 
-import json
-import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from reward.calibration import Calibrator, kind_of
 from reward.config import CertaintyConfig
-from reward.question import Answer
 from reward.voting import DimensionVerdict, Verdict
-
-POOLED = "pooled"  # the slope over all dimensions, for those with too few labels of their own
-_OUTCOME: dict[Answer, float] = {"first": 1.0, "second": 0.0, "tie": 0.5}
-
-
-@dataclass(frozen=True)
-class Calibrator:
-    """P(first is better) = σ(slope · logit(smoothed score)), for one kind of question.
-
-    One slope a dimension and a pooled one. There is no intercept, so the two orders of a question add up
-    to 1 exactly.
-    """
-
-    kind: str
-    slopes: dict[str, float]
-    num_labels: dict[str, int]
-
-    def probability(self, dimension: str, verdict: DimensionVerdict, num_votes: int) -> float:
-        """P(the first clip is better) in `dimension`."""
-        slope = self.slopes.get(dimension, self.slopes[POOLED])
-        return _sigmoid(slope * smoothed_logit(verdict.score, num_votes))
-
-
-def smoothed_logit(score: float, num_votes: int) -> float:
-    """logit of (n · score + ½) / (n + 1): unanimous votes stay finite and grow with n; antisymmetric."""
-    p = (num_votes * score + 0.5) / (num_votes + 1)
-    return math.log(p / (1 - p))
-
-
-def fit(
-    kind: str, verdicts: Sequence[Verdict], answers: Sequence[Mapping[str, Answer]], min_labels: int = 50
-) -> Calibrator:
-    """Fit on verdicts of `kind` whose true answers are known; a true tie counts half for each side.
-
-    Raises ValueError where there is no label at all.
-    """
-    rows: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for verdict, truth in zip(verdicts, answers, strict=True):
-        assert verdict.kind == kind, f"a verdict of kind {verdict.kind} cannot calibrate {kind}"
-        if verdict.num_votes == 0:
-            continue  # no evidence either way: σ(0) = ½ whatever the slope
-        for dimension, answer in truth.items():
-            row = smoothed_logit(verdict.dimensions[dimension].score, verdict.num_votes), _OUTCOME[answer]
-            rows[dimension].append(row)
-            rows[POOLED].append(row)
-    if POOLED not in rows:
-        raise ValueError(
-            f"no labelled verdict of kind {kind!r} to calibrate with; every vote was an abstention"
-        )
-    slopes = {name: _slope(r) for name, r in rows.items() if name == POOLED or len(r) >= min_labels}
-    return Calibrator(kind, slopes, {name: len(r) for name, r in rows.items()})
-
-
-def _slope(rows: list[tuple[float, float]]) -> float:
-    """Platt's slope without an intercept; ties enter as half a row of each outcome."""
-    from sklearn.linear_model import LogisticRegression
-
-    x = np.array([row[0] for row in rows])
-    y = np.array([row[1] for row in rows])
-    if not np.any(x):
-        return 0.0
-    # the mirror images make the classes balanced and present, and leave the solution as it is
-    features = np.concatenate([x, x, -x, -x])[:, None]
-    labels = np.repeat([1, 0, 0, 1], len(x))
-    weights = np.concatenate([y, 1 - y, y, 1 - y])
-    keep = weights > 0
-    model = LogisticRegression(
-        fit_intercept=False, C=10.0
-    )  # mild: a perfect judge on few labels stays finite
-    model.fit(features[keep], labels[keep], sample_weight=weights[keep])
-    # a judge that is wrong more often than right says nothing; using it upside down would be a bet
-    return max(0.0, float(model.coef_[0, 0]))
 
 
 def apply(verdict: Verdict, calibrators: Mapping[str, Calibrator]) -> Verdict:
-    """The verdict with `certainty` and `calibrated_for` filled in; `calibrators` by kind of question."""
-    calibrator = calibrators.get(verdict.kind)
+    """The verdict with `certainty` and `calibrated_for` filled in; `calibrators` by kind of question.
+
+    A known answer about a segment falls back on the calibrator of all known answers.
+    """
+    calibrator = calibrators.get(kind_of(verdict)) or calibrators.get(verdict.kind)
     dimensions: dict[str, DimensionVerdict] = {}
     for name, found in verdict.dimensions.items():
-        if calibrator is None:
+        if calibrator is None or not calibrator.covers(name):
             certainty, calibrated_for = vote_margin(found), None
         else:
             p = calibrator.probability(name, found, verdict.num_votes)
@@ -112,43 +40,116 @@ def vote_margin(verdict: DimensionVerdict) -> float:
     return abs(2 * verdict.score - 1) * (1 - (verdict.flip_rate or 0.0))
 
 
-def why_not_confident(verdict: Verdict, dimension: str, config: CertaintyConfig) -> str | None:
-    """None for a verdict to train on, else the reason to count: too_few_votes, tie or uncertain."""
+def least_certainties(
+    verdicts: Iterable[Verdict], dimension: str, config: CertaintyConfig
+) -> dict[str, float]:
+    """For each calibrated kind the certainty that reaches `config.target_precision` among `verdicts`.
+
+    It is the lowest one, so that the mean certainty of the verdicts at or above it, which is the share of
+    them that a calibrated judge has right, is at least the target; infinite where even the most certain
+    verdict misses it. Verdicts without a side or with too few votes are left out. Empty without a target.
+    """
+    if config.target_precision is None:
+        return {}
+    by_kind: dict[str, list[float]] = defaultdict(list)
+    for verdict in verdicts:
+        found = verdict.dimensions[dimension]
+        if found.calibrated_for is not None and _no_side(verdict, dimension, config) is None:
+            assert found.certainty is not None, "apply() fills the certainty in"
+            by_kind[found.calibrated_for].append(found.certainty)
+    return {kind: _least(certainties, config.target_precision) for kind, certainties in by_kind.items()}
+
+
+def _least(certainties: list[float], target: float) -> float:
+    values, counts = np.unique(
+        certainties, return_counts=True
+    )  # ascending: equal ones stand or fall together
+    values, counts = values[::-1], counts[::-1]
+    means = np.cumsum(values * counts) / np.cumsum(counts)
+    reached = means >= target - 1e-12
+    return float(values[reached][-1]) if reached.any() else float("inf")
+
+
+def why_not_confident(
+    verdict: Verdict, dimension: str, config: CertaintyConfig, least: Mapping[str, float] | None = None
+) -> str | None:
+    """None for a verdict to train on, else the reason to count.
+
+    too_few_votes; tie; of a calibrated kind uncertain (certainty below min_probability) or, with a target
+    precision, below_target_precision, for which `least` is what `least_certainties` says; of any other kind
+    flips (more of them than max_flip_rate, or unknown) or uncertain (margin below min_margin).
+    """
+    found = verdict.dimensions[dimension]
+    reason = _no_side(verdict, dimension, config)
+    if reason is not None:
+        return reason
+    assert found.certainty is not None, "apply() fills the certainty in"
+    if found.calibrated_for is None:
+        flips = 1.0 if found.flip_rate is None else found.flip_rate
+        if flips > config.max_flip_rate:
+            return "flips"
+        return None if found.certainty >= config.min_margin else "uncertain"
+    if config.target_precision is not None:
+        assert least is not None, "a target precision needs the certainties of all verdicts"
+        return None if found.certainty >= least[found.calibrated_for] else "below_target_precision"
+    return None if found.certainty >= config.min_probability else "uncertain"
+
+
+def _no_side(verdict: Verdict, dimension: str, config: CertaintyConfig) -> str | None:
     found = verdict.dimensions[dimension]
     if verdict.num_votes < config.min_votes:
         return "too_few_votes"
-    if found.score == 0.5 or found.mode == "tie":
-        return "tie"
-    assert found.certainty is not None, "apply() fills the certainty in"
-    least = config.min_margin if found.calibrated_for is None else config.min_probability
-    return None if found.certainty >= least else "uncertain"
+    return "tie" if found.score == 0.5 or found.mode == "tie" else None
 
 
-def save(calibrators: Mapping[str, Calibrator], path: Path) -> None:
-    """Write all calibrators as one JSON file, keyed by kind."""
-    rows = {kind: {"slopes": c.slopes, "num_labels": c.num_labels} for kind, c in sorted(calibrators.items())}
-    path.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n")
+def ece(
+    probabilities: Sequence[float] | np.ndarray,
+    outcomes: Sequence[float] | np.ndarray,
+    num_bins: int = 10,
+    weights: np.ndarray | None = None,
+) -> float:
+    """Expected calibration error: Σ_bins share · |mean outcome − mean probability|; outcomes in [0, 1].
 
-
-def load(path: Path) -> dict[str, Calibrator]:
-    """Read what `save` wrote."""
-    rows = json.loads(path.read_text())
-    return {kind: Calibrator(kind, row["slopes"], row["num_labels"]) for kind, row in rows.items()}
-
-
-def ece(probabilities: Sequence[float], outcomes: Sequence[float], num_bins: int = 10) -> float:
-    """Expected calibration error: Σ_bins share · |mean outcome − mean probability|; outcomes in [0, 1]."""
+    Bins are of equal width. `weights` [N]: how often a row counts, such as in a bootstrap's draw.
+    """
     p, y = np.asarray(probabilities, dtype=float), np.asarray(outcomes, dtype=float)
+    w = np.ones(len(p)) if weights is None else weights
     bins = np.minimum((p * num_bins).astype(int), num_bins - 1)
-    gaps = [(bins == b).mean() * abs(y[bins == b].mean() - p[bins == b].mean()) for b in set(bins.tolist())]
-    return float(sum(gaps))
+    # share · |difference of means| = |sum of differences| / N
+    gaps = np.bincount(bins, weights=w * (y - p), minlength=num_bins)
+    return float(np.abs(gaps).sum() / w.sum())
 
 
-def brier_skill(probabilities: Sequence[float], outcomes: Sequence[float]) -> float:
-    """1 − Brier score / that of always saying ½, which is what an order-free base rate is."""
+def brier_skill(
+    probabilities: Sequence[float] | np.ndarray,
+    outcomes: Sequence[float] | np.ndarray,
+    weights: np.ndarray | None = None,
+) -> float:
+    """1 − Brier score / that of always saying ½, which is what an order-free base rate is.
+
+    Above zero: better than knowing nothing. Where all outcomes are ½ there is nothing to know: 0.
+    """
     p, y = np.asarray(probabilities, dtype=float), np.asarray(outcomes, dtype=float)
-    base = float(np.mean((0.5 - y) ** 2))
-    return 0.0 if base == 0 else 1 - float(np.mean((p - y) ** 2)) / base
+    w = np.ones(len(p)) if weights is None else weights
+    base = float(np.sum(w * (0.5 - y) ** 2))
+    return 0.0 if base == 0 else 1 - float(np.sum(w * (p - y) ** 2)) / base
+
+
+def coverage_accuracy(
+    certainties: Sequence[float] | np.ndarray,
+    outcomes: Sequence[float] | np.ndarray,
+    coverages: Sequence[float],
+) -> list[float]:
+    """The mean outcome among the most certain share of rows, for each share in (0, 1].
+
+    Of rows that are equally certain none comes first: a share that ends among them takes their mean.
+    """
+    c, y = np.asarray(certainties, dtype=float), np.asarray(outcomes, dtype=float)
+    values, level, counts = np.unique(-c, return_inverse=True, return_counts=True)
+    means = np.bincount(level, weights=y, minlength=len(values)) / counts
+    right = np.concatenate([[0.0], np.cumsum(means[level][np.argsort(-c, kind="stable")])])
+    ranks = np.asarray(coverages, dtype=float) * len(c)
+    return (np.interp(ranks, np.arange(len(c) + 1), right) / ranks).tolist()
 
 
 def pce(r: np.ndarray, q: float, tau: float) -> np.ndarray:
@@ -159,7 +160,3 @@ def pce(r: np.ndarray, q: float, tau: float) -> np.ndarray:
     if tau <= 0:
         raise ValueError(f"τ of PCE must be positive, got {tau}")
     return 1 / (1 + np.exp(-(np.asarray(r, dtype=float) - q) / tau))
-
-
-def _sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))

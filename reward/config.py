@@ -446,8 +446,38 @@ class CertaintyConfig(_Section):
     )
     min_votes: int = Field(2, ge=1, description="votes that are not abstentions")
     min_labels: int = Field(
-        50, ge=1, description="labels that a dimension needs for a slope of its own, else pooled"
+        50,
+        ge=1,
+        description="labels that a dimension needs for a slope of its own, else pooled; likewise answered "
+        "questions of known segments and of human pairs for a calibrator of their own",
     )
+    target_precision: float | None = Field(
+        None,
+        ge=0.5,
+        lt=1,
+        description="for kinds with a calibrator, in place of min_probability: the most certain verdicts of "
+        "a round are kept, as many as have this mean certainty",
+    )
+    max_flip_rate: float = Field(
+        1.0, ge=0, le=1, description="share of ballots that may flip, for kinds that nothing calibrates"
+    )
+    isotonic_labels: int | None = Field(
+        1000, ge=1, description="labels from which on a curve takes the place of a slope; null = never"
+    )
+    human_share: float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="share of the prompts of data.human_pairs whose pairs calibrate take_take and train "
+        "nothing, with those of the calibrate part's prompts; 0 = none",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_idle_keys(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Keys that came later are left out where they do nothing new: they must change no fingerprint."""
+        later = ("target_precision", "max_flip_rate", "isotonic_labels", "human_share")
+        idle = {name: type(self).model_fields[name].default for name in later}
+        return {k: v for k, v in write(self).items() if k not in idle or v != idle[k]}
 
 
 class LoraConfig(_Section):

@@ -17,13 +17,13 @@ from loop.chosen_judge import KIND, choose_judge
 from loop.cli import app
 from loop.config_file import load_config
 from loop.errors import Stopped
-from loop.judge_bench import run_bench
+from loop.judge_bench import run_bench, write_out
 from loop.progress import Display
 from loop.runner import StageRunner
 from loop.stages import STAGES
 from loop.status import judge_in_force
 from loop.store import Store
-from reward.certainty import Calibrator, save
+from reward.calibration import Calibrator, save
 from reward.config import JudgeConfig
 from reward.judge import check_votes, load_judge
 from reward.question import Answer, Ask, Reply, Vote, mirrored, vote_of
@@ -120,7 +120,7 @@ def test_measures_are_the_hand_computed_ones(clips):
     assert of["accuracy_with_ties"]["value"] == pytest.approx(2 / 6)
     assert of["accuracy_without_ties"]["value"] == pytest.approx(2 / 5)
     assert of["flip_rate"]["value"] == pytest.approx(1 / 4) and of["flip_rate"]["num"] == 4
-    assert of["ece"] is None  # a vote margin is no probability
+    assert of["ece"]["value"] is None and of["brier_skill"]["num"] == 0  # a vote margin is no probability
     assert 0 <= of["accuracy_with_ties"]["low"] < 2 / 6 < of["accuracy_with_ties"]["high"] <= 1
 
 
@@ -133,7 +133,7 @@ def test_the_tie_threshold_calls_near_scores_ties(clips, threshold, right):
     assert f"its score is within {threshold} of 0.5" in bench(TABLE, "--tie-threshold", threshold).stdout
 
 
-def test_ece_of_a_calibrated_judge(clips):
+def test_calibration_of_a_calibrated_judge(clips):
     Path("people.csv").write_text(TABLE)
     chosen = choose_judge("quickstart", SCRIPTED[1::2])
     chosen = replace(chosen, calibrators={KIND: Calibrator("known", {"pooled": 1.0}, {})})
@@ -143,7 +143,17 @@ def test_ece_of_a_calibrated_judge(clips):
     )  # fmt: skip
     # p = (n · score + ½) / (n + 1): 5/6 right, 5/6 wrong, 2/3 right, ½ and a tie, 3/4 wrong; no vote: out
     by_bin = 2 / 5 * (5 / 6 - 1 / 2) + 1 / 5 * (1 - 2 / 3) + 1 / 5 * 0 + 1 / 5 * (3 / 4)
-    assert report["dimensions"]["overall"]["ece"] == pytest.approx(by_bin)
+    of = report["dimensions"]["overall"]
+    assert of["ece"]["value"] == pytest.approx(by_bin) and of["ece"]["num"] == 5
+    assert 0 <= of["ece"]["low"] < of["ece"]["high"] <= 5 / 6
+    # squares: 1/36, 25/36, 1/9, 0 and 9/16, against 1/4 for each but the tie
+    skill = 1 - (1 / 36 + 25 / 36 + 1 / 9 + (3 / 4) ** 2) / 1
+    assert of["brier_skill"]["value"] == pytest.approx(skill) and of["brier_skill"]["low"] < skill
+    assert (
+        "ECE" in (text := "\n".join(write_out(report)))
+        and f"{by_bin:.3f} [" in text
+        and "Brier skill" in text
+    )
 
 
 class Silent:

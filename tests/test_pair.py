@@ -294,3 +294,23 @@ def test_random_labels_flip_peoples_pairs_too():
 def test_unknown_keys_are_errors(key):
     with pytest.raises(ValueError):
         config(**{key: 1})
+
+
+def test_a_target_precision_is_that_of_the_pairs_that_compete():
+    """Best against worst of two prompts: certainties .95 and .84 reach .89 together, the .99 do not count."""
+    takes = [take(n, f"p{n[1]}") for n in ("a0", "b0", "c0", "a1", "b1")]
+    verdicts = [
+        verdict("a0", "b0", 0.9, certainty=0.99, calibrated="take_take"),
+        verdict("a0", "c0", 1.0, certainty=0.95, calibrated="take_take"),
+        verdict("b0", "c0", 0.6, certainty=0.99, calibrated="take_take"),
+        verdict("a1", "b1", 0.8, certainty=0.84, calibrated="take_take"),
+        verdict("a0", "anchor", 0.0, "take_real", certainty=0.6),  # nothing calibrates it: its margin counts
+    ]
+    by_id = {t["take_id"]: t for t in takes}
+    settings = config(strategy="best_worst")
+    for target, kept in ((0.89, {"a0c0", "a1b1", "anchora0"}), (0.9, {"a0c0", "anchora0"})):
+        limits = settings.certainty.model_copy(update={"target_precision": target})
+        changed = settings.model_copy(update={"certainty": limits})
+        found, drops = make_preferences(verdicts, by_id, LATENT_SEGMENTS, changed, 1)
+        assert {p.winner_id + p.loser_id for p in found} == kept
+        assert drops["fresh", "below_target_precision"] == (target == 0.9)

@@ -33,7 +33,7 @@ from loop.stages import StageContext
 from loop.steps.common import clip_paths
 from loop.steps.update import _first_frames, read_pairs
 from loop.store import Store
-from reward.certainty import load
+from reward.calibration import load
 
 TINY = [
     "rounds=1",

@@ -167,7 +167,11 @@ def test_every_shipped_judge_is_valid_and_found_by_name(name, tmp_path, monkeypa
     config = load_judge_config(name).config
     assert config == load_judge_config(f"configs/judges/{name}.yaml").config
     assert config.judge.model and config.data.clip.height > 32
-    assert choose_judge(name).judge.model == config.judge.model
+    if config.judge.model.startswith("."):  # of a folder that its user converts first
+        with pytest.raises(UserError, match=r"judge\.model: no folder"):
+            choose_judge(name)
+    else:
+        assert choose_judge(name).judge.model == config.judge.model
     with pytest.raises(UserError, match="does not exist"):
         load_config(name)  # it is no campaign
 

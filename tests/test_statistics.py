@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from loop.statistics import bootstrap_mean
+from loop.statistics import bootstrap, bootstrap_mean
 
 
 def test_interval_is_that_of_the_group_means():
@@ -29,3 +29,11 @@ def test_edges():
     with pytest.raises(ValueError, match="groups"):
         bootstrap_mean([1.0], [], seed=0)
     assert bootstrap_mean([0.1, 0.9], ["a", "b"], seed=3) == bootstrap_mean([0.1, 0.9], ["a", "b"], seed=3)
+
+
+def test_a_statistic_of_weights_has_the_interval_of_the_mean_it_computes():
+    values, groups = np.array([0.1, 0.9, 0.4, 0.4, 0.7]), list("aabbc")
+    mean = bootstrap_mean(values.tolist(), groups, seed=4, num_draws=300)
+    found = bootstrap(lambda w: float((w * values).sum() / w.sum()), groups, seed=4, num_draws=300)
+    assert (found.value, found.low, found.high) == pytest.approx((mean.value, mean.low, mean.high))
+    assert found.num == 5 and math.isnan(bootstrap(lambda w: 0.0, [], seed=0).value)

@@ -11,6 +11,7 @@ from typing import Any
 from loop.config import CampaignConfig
 from loop.stages import StageContext
 from loop.steps.common import human_pairs, read_table
+from loop.steps.human_labels import plain, set_aside
 from loop.steps.preference import Preference
 from loop.steps.sample import draw
 
@@ -68,16 +69,21 @@ def human_preferences(
     """What people preferred, with certainty 1; ties are drops, and so is all that would leak.
 
     It leaks where its prompt, but for case and spaces, is one of a part that is held out (calibrate, gate,
-    report), or where one of its clips is, byte for byte as stored, an anchor of such a part. With
-    `pair.sources.human.max` every round draws its own, none again before all have been.
+    report), or where one of its clips is, byte for byte as stored, an anchor of such a part. Pairs that are
+    set aside to calibrate the judge (certainty.human_share) train nothing, nor do others with their clips.
+    With `pair.sources.human.max` every round draws its own, none again before all have been.
     """
-    held_prompts = {_plain(p["text"]) for p in given.prompts if p["part"] != "train"}
+    held_prompts = {plain(p["text"]) for p in given.prompts if p["part"] != "train"}
     held_clips = {a["sha256"] for a in given.anchors if a["part"] != "train"}
+    aside = set_aside(given.human, given.anchors, given.prompts, config)
+    aside_clips = {row[f"sha256_{side}"] for row in aside for side in "AB"}
     usable: list[dict] = []
     for row in given.human:
-        if row["label"] == "same":
+        if aside_clips & {row["sha256_A"], row["sha256_B"]}:
+            drops["human", "set_aside_to_calibrate"] += 1
+        elif row["label"] == "same":
             drops["human", "tie"] += 1
-        elif _plain(row["prompt"]) in held_prompts:
+        elif plain(row["prompt"]) in held_prompts:
             drops["human", "leaks_a_held_out_prompt"] += 1
         elif held_clips & {row["sha256_A"], row["sha256_B"]}:
             drops["human", "leaks_a_held_out_clip"] += 1
@@ -93,7 +99,3 @@ def human_preferences(
             "human", row["prompt_id"], row["prompt"], row[f"clip_{winner}"], row[f"clip_{loser}"],
             [1] * num_latents, 1.0, 1.0, None,
         )  # fmt: skip
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())

@@ -13,11 +13,13 @@ import numpy as np
 
 from loop.stages import StageContext
 from loop.statistics import bootstrap_mean
-from loop.steps.common import write_json
+from loop.steps.common import human_pairs, read_table, write_json
+from loop.steps.human_labels import filter_on_people, human_questions, set_aside
 from loop.steps.judging import accuracy, ask, flip_rate, fold_all, known_sources, open_judge, write_verdicts
-from reward.certainty import fit, save
+from reward.calibration import Calibrator, fit, fit_known, save
 from reward.config import VotingConfig
 from reward.known_answers import KnownAnswer, make_known_answers
+from reward.question import Question
 from reward.voting import Verdict
 
 
@@ -25,11 +27,12 @@ def run(ctx: StageContext) -> None:
     candidate, parent = ctx.inputs["train_judge"], ctx.inputs.get("judge_parent")
     known = known_answers(ctx, "gate", ctx.config.judge_gate.num_questions)
     voting = VotingConfig(num_ballots=ctx.config.judge_gate.num_ballots)
-    verdicts = _answer(ctx, candidate, known, voting, "candidate")
-    before = _answer(ctx, parent, known, voting, "parent")
+    questions = [k.question for k in known]
+    verdicts = _answer(ctx, candidate, questions, voting, "candidate")
+    before = _answer(ctx, parent, questions, voting, "parent")
     truth = [k.answers for k in known]
     new, old = accuracy(verdicts, truth, "overall"), accuracy(before, truth, "overall")
-    groups = [k.question.group for k in known]
+    groups = [q.group for q in questions]
     change = bootstrap_mean(np.subtract(new, old).tolist(), groups, ctx.seed)
     interval = bootstrap_mean(new, groups, ctx.seed)
     use = change.value >= -ctx.config.judge_gate.margin
@@ -54,22 +57,55 @@ def run(ctx: StageContext) -> None:
     for name in ctx.config.judge.dimensions:
         gate[f"accuracy_{name}"] = float(np.mean(accuracy(verdicts, truth, name)))
     ctx.log.info("%s", reason)
-    _calibrate(ctx, candidate if use else parent)
-    write_verdicts(ctx.out / "verdicts.parquet", [k.question for k in known], verdicts)
+    calibrate(ctx, candidate if use else parent)
+    write_verdicts(ctx.out / "verdicts.parquet", questions, verdicts)
     write_json(ctx.out / "gate.json", gate)
 
 
-def _calibrate(ctx: StageContext, judge: Path | None) -> None:
-    """One calibrator for known answers; no labels exist for takes, so those kinds stay uncalibrated."""
+def calibrate(ctx: StageContext, judge: Path | None) -> None:
+    """Calibrators of the judge in force, by kind of question, fitted under the rule that labels.
+
+    Known answers calibrate known answers. Nothing says what is true of takes, so take_take, take_real and
+    segment stay uncalibrated, but for take_take where people compared clips and some of their pairs are set
+    aside (certainty.human_share).
+    """
+    # with its early stops: verdicts of another rule would calibrate another score
+    voting, limits = ctx.config.label.voting, ctx.config.certainty
+    calibrators: dict[str, Calibrator] = {}
     known = known_answers(ctx, "calibrate", ctx.config.known_answers.num_calibrate)
-    calibrators = {}
     if known:
-        # the rule that labels, with its early stops: verdicts of another rule would calibrate another score
-        verdicts = _answer(ctx, judge, known, ctx.config.label.voting, "calibrate")
-        calibrators["known"] = fit(
-            "known", verdicts, [k.answers for k in known], ctx.config.certainty.min_labels
-        )
+        verdicts = _answer(ctx, judge, [k.question for k in known], voting, "calibrate")
+        truth = [k.answers for k in known]
+        calibrators |= fit_known(verdicts, truth, limits.min_labels, limits.isotonic_labels)
+    if limits.human_share:
+        calibrators |= _calibrate_on_people(ctx, judge)
     save(calibrators, ctx.out / "calibrators.json")
+
+
+def _calibrate_on_people(ctx: StageContext, judge: Path | None) -> dict[str, Calibrator]:
+    """The calibrator of take_take from the human pairs that are set aside, if they are enough.
+
+    human.json says what the filter reaches on them; see `filter_on_people`.
+    """
+    folder, limits = ctx.inputs["prepare"], ctx.config.certainty
+    anchors, prompts = (read_table(folder / f"{name}.parquet") for name in ("anchors", "prompts"))
+    rows = set_aside(human_pairs(folder), anchors, prompts, ctx.config)
+    questions, truth = human_questions(rows, folder, ctx.config)
+    verdicts = _answer(ctx, judge, questions, ctx.config.label.voting, "human")
+    write_json(
+        ctx.out / "human.json", filter_on_people(verdicts, truth, [q.group for q in questions], limits)
+    )
+    num = sum(v.num_votes > 0 for v in verdicts)
+    if num < limits.min_labels:
+        ctx.log.warning(
+            "take_take stays uncalibrated: the judge answered %d human pairs that are set aside, and "
+            "certainty.min_labels asks for %d; raise certainty.human_share or lower min_labels",
+            num, limits.min_labels,
+        )  # fmt: skip
+        return {}
+    # people said which clip is better overall: that says nothing of the other dimensions
+    found = fit("take_take", verdicts, truth, limits.min_labels, limits.isotonic_labels, pooled=False)
+    return {"take_take": found}
 
 
 def known_answers(ctx: StageContext, part: str, num: int, seed: int | None = None) -> list[KnownAnswer]:
@@ -93,9 +129,10 @@ def known_answers(ctx: StageContext, part: str, num: int, seed: int | None = Non
 
 
 def _answer(
-    ctx: StageContext, judge: Path | None, known: list[KnownAnswer], voting: VotingConfig, name: str
+    ctx: StageContext, judge: Path | None, asked: list[Question], voting: VotingConfig, name: str
 ) -> list[Verdict]:
-    asked = [k.question for k in known]
+    if not asked:
+        return []
     opened = open_judge(ctx, judge)
     try:
         return fold_all(asked, ask(ctx, opened, asked, voting, name))

@@ -12,7 +12,8 @@ from loop.steps.common import clip_paths, read_table, write_json
 from loop.steps.judging import ask, fold_all, open_judge, write_verdicts, write_votes
 from loop.steps.questions import StoredClip, make_question, segment_frames
 from loop.steps.sample import draw
-from reward.certainty import apply, load
+from reward.calibration import load
+from reward.certainty import apply
 from reward.question import Question
 
 

@@ -15,7 +15,7 @@ from loop.stages import StageContext, derive_seed
 from loop.steps.common import read_table, verdicts_of, write_json, write_table
 from loop.steps.given_pairs import Given, human_preferences, real_winners
 from loop.steps.preference import DROPS, PAIRS, Preference, worth_of
-from reward.certainty import why_not_confident
+from reward.certainty import least_certainties, why_not_confident
 from reward.config import CertaintyConfig
 
 
@@ -91,18 +91,22 @@ def _fresh(
     for v in verdicts:
         if v["kind"] == "take_take" and takes[v["first_id"]]["kind"] == "fresh":
             by_prompt[takes[v["first_id"]]["prompt_id"]].append(v)
-    for asked in by_prompt.values():
-        if config.pair.strategy == "ranked":
+    if config.pair.strategy == "ranked":
+        for asked in by_prompt.values():
             yield from _ranked(asked, takes, num_latents, config, drops)
-            continue
+        return
+    candidates: list[dict] = []
+    for asked in by_prompt.values():
         chosen = asked if config.pair.strategy == "all" else [_best_against_worst(asked)]
         drops["fresh", "not_best_against_worst"] += len(asked) - len(chosen)
-        for v in chosen:
-            reason = _why_not(v, config.certainty)
-            if reason:
-                drops["fresh", reason] += 1
-            else:
-                yield _of_verdict("fresh", v, takes[v["first_id"]], num_latents)
+        candidates += chosen
+    why_not = _why_not(candidates, config.certainty)
+    for v in candidates:
+        reason = why_not[v["question_id"]]
+        if reason:
+            drops["fresh", reason] += 1
+        else:
+            yield _of_verdict("fresh", v, takes[v["first_id"]], num_latents)
 
 
 def _ranks(asked: list[dict]) -> dict[str, float]:
@@ -156,13 +160,14 @@ def _guided(
 ) -> Iterator[Preference]:
     """Pairs of one anchor; each latent frame's sign is its segment's verdict (DenseDPO, section 4.2)."""
     by_pair: dict[tuple[str, str], list[dict]] = defaultdict(list)
-    for v in verdicts:
-        if v["kind"] == "segment":
-            by_pair[min(v["first_id"], v["second_id"]), max(v["first_id"], v["second_id"])].append(v)
+    segments = [v for v in verdicts if v["kind"] == "segment"]
+    why_not = _why_not(segments, config.certainty)
+    for v in segments:
+        by_pair[min(v["first_id"], v["second_id"]), max(v["first_id"], v["second_id"])].append(v)
     for (one, other), asked in by_pair.items():
         signs_of, certainties, worths = {}, [], []
         for v in asked:
-            reason = _why_not(v, config.certainty)
+            reason = why_not[v["question_id"]]
             if reason:
                 drops["guided", f"segment_{reason}"] += 1
             else:
@@ -187,14 +192,14 @@ def _real(
     verdicts: list[dict], takes: dict, num_latents: int, config: CampaignConfig, drops: Counter
 ) -> Iterator[Preference]:
     """The real clip wins (RealDPO), where the blind judge agrees or, by `pair.real_wins`, does not object."""
-    for v in verdicts:
-        if v["kind"] != "take_real":
-            continue
-        assert config.pair.real_wins != "always", "then no such question is asked"
+    asked = [v for v in verdicts if v["kind"] == "take_real"]
+    assert not asked or config.pair.real_wins != "always", "then no such question is asked"
+    why_not = _why_not(asked, config.certainty)
+    for v in asked:
         first_is_take = v["first_id"] in takes
         ids = v["first_id"], v["second_id"]
         take_id, anchor_id = ids if first_is_take else ids[::-1]
-        reason = _why_not(v, config.certainty)
+        reason = why_not[v["question_id"]]
         if reason is None and (v["score"] > 0.5) == first_is_take:
             reason = "judge_prefers_the_take"
         elif config.pair.real_wins == "unless_contradicted":
@@ -237,10 +242,14 @@ def _worth(v: dict, supports: Literal[-1, 0, 1] = 1) -> float:
     return worth_of(v["certainty"], v["calibrated_for"] is not None, supports)
 
 
-def _why_not(row: dict, limits: CertaintyConfig) -> str | None:
-    """Why a row of verdicts.parquet is not certain enough to train on, or None."""
-    [verdict] = verdicts_of([row]).values()
-    return why_not_confident(verdict, "overall", limits)
+def _why_not(rows: list[dict], limits: CertaintyConfig) -> dict[str, str | None]:
+    """By question why its row of verdicts.parquet is not certain enough to train on, or None.
+
+    `rows` are all that compete: a target precision is that of those of them that are kept.
+    """
+    verdicts = verdicts_of(rows)
+    least = least_certainties(verdicts.values(), "overall", limits)
+    return {name: why_not_confident(v, "overall", limits, least) for name, v in verdicts.items()}
 
 
 def _random_labels(rows: list[Preference], seed: int) -> list[Preference]:

@@ -14,7 +14,7 @@ from loop.steps.common import read_table, verdicts_of, write_json
 from loop.steps.judge_gate import known_answers
 from loop.steps.judging import judge_config
 from loop.steps.label import plan_questions
-from reward.certainty import why_not_confident
+from reward.certainty import least_certainties, why_not_confident
 from reward.preferences import PreferenceRow, known_answer_rows, make_preference_rows
 from reward.question import Question, Vote
 from reward.scorers.train import train_scorer
@@ -73,8 +73,10 @@ def _own_votes(ctx: StageContext) -> tuple[list[PreferenceRow], dict[str, int]]:
         )  # fmt: skip
     rows: list[PreferenceRow] = []
     drops: dict[str, int] = defaultdict(int)
-    for question_id, verdict in verdicts_of(read_table(label / "verdicts.parquet")).items():
-        reason = why_not_confident(verdict, "overall", ctx.config.certainty)
+    verdicts = verdicts_of(read_table(label / "verdicts.parquet"))
+    least = least_certainties(verdicts.values(), "overall", ctx.config.certainty)
+    for question_id, verdict in verdicts.items():
+        reason = why_not_confident(verdict, "overall", ctx.config.certainty, least)
         made = [] if reason else _rows_of(ctx, questions[question_id], votes[question_id], verdict)
         if not made:
             drops[reason or "unanimous"] += 1
