@@ -18,7 +18,7 @@ from loop.runner import StageRunner
 from loop.stages import STAGES, StageContext
 from loop.steps import judge_gate, prepare, train_judge
 from loop.store import Store
-from reward.certainty import save
+from reward.calibration import save
 from reward.scorers.head import read_head
 from tests.test_presets import TINY
 from tests.toy_campaign import CONFIG, run_toy_campaign
