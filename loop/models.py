@@ -45,10 +45,13 @@ def check_judge(judge: JudgeConfig) -> None:
 def check_training(config: CampaignConfig) -> None:
     """Raise UserError for a judge that is to be trained, but of a type that cannot be."""
     settings = config.train_judge
-    if config.judge.type != "transformers" and (settings.num_steps or settings.preference_steps):
+    if config.judge.type != "transformers" and (
+        settings.num_steps or settings.preference_steps or settings.grpo_steps or settings.cold_start_steps
+    ):
         raise UserError(
             f"judge.type {config.judge.type} cannot be trained; set train_judge.num_steps and "
-            "preference_steps to 0 to use it as it is, or use a transformers judge"
+            "preference_steps to 0 to use it as it is (grpo_steps and cold_start_steps too), or use a "
+            "transformers judge"
         )
     if config.judge.type == "human" and config.known_answers.num_calibrate:
         raise UserError(
