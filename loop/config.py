@@ -91,7 +91,7 @@ class DataConfig(Section):
 
     @model_serializer(mode="wrap")
     def _without_idle_keys(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A key without a file is left out, so that it changes no fingerprint of a run that began before it."""
+        """A key without a file is left out: it changes no clip, so it must change no fingerprint either."""
         return {n: value for n, value in write(self).items() if n != "seed_reasoning" or value is not None}
 
 

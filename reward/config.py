@@ -379,7 +379,7 @@ class TrainJudgeConfig(_Section):
     )
     seed_every_round: bool = Field(
         False,
-        description="data.seed_reasoning joins the supervised rows of every round, not the cold start's",
+        description="data.seed_reasoning is learnt in every round, not in the cold start alone",
     )
     known_share: float = Field(
         0.0, ge=0, lt=1, description="of SRPO's rows, from fresh known answers: right by truth, not by vote"
@@ -391,8 +391,8 @@ class TrainJudgeConfig(_Section):
         None,
         ge=0,
         lt=1,
-        description="of SRPO's rows, at most, from a real clip against a take, with the real one as the right "
-        "answer; null = such verdicts are pseudo-labels like any other",
+        description="of SRPO's rows, at most, from a real clip against a take, with the real one as the "
+        "right answer; null = such verdicts are pseudo-labels like any other",
     )
     grpo_steps: int = Field(0, ge=0, description="GRPO steps a round, on known answers")
     grpo_batch_size: int = Field(32, ge=2, description="replies a GRPO step")

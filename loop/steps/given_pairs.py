@@ -71,13 +71,13 @@ def human_preferences(
     report), or where one of its clips is, byte for byte as stored, an anchor of such a part. With
     `pair.sources.human.max` every round draws its own, none again before all have been.
     """
-    held_prompts = {_plain(p["text"]) for p in given.prompts if p["part"] != "train"}
+    held_prompts = {plain(p["text"]) for p in given.prompts if p["part"] != "train"}
     held_clips = {a["sha256"] for a in given.anchors if a["part"] != "train"}
     usable: list[dict] = []
     for row in given.human:
         if row["label"] == "same":
             drops["human", "tie"] += 1
-        elif _plain(row["prompt"]) in held_prompts:
+        elif plain(row["prompt"]) in held_prompts:
             drops["human", "leaks_a_held_out_prompt"] += 1
         elif held_clips & {row["sha256_A"], row["sha256_B"]}:
             drops["human", "leaks_a_held_out_clip"] += 1
@@ -95,5 +95,6 @@ def human_preferences(
         )  # fmt: skip
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """A prompt as it is compared with others: case and spaces do not count."""
     return " ".join(text.casefold().split())
