@@ -21,9 +21,9 @@ from reward.train import (
     SftCollator,
     SrpoTrainer,
     mean_log_probs,
-    row_numbers,
     train_judge,
 )
+from reward.trainer import row_numbers
 from reward.voting import fold, make_asks
 from tests.reward_clips import question, sources
 from tests.tiny_models import make_tiny_qwen_vl

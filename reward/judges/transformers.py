@@ -28,9 +28,10 @@ _NOT_IDENTITY = {"batch_size", "server", "answers"}  # settings that change no v
 class TransformersJudge:
     """A judge for `judge.type: transformers`; `judge.model` is a folder or a hub id with safetensors."""
 
-    def __init__(self, config: JudgeConfig) -> None:
+    def __init__(self, config: JudgeConfig, loaded: tuple[Any, Any] | None = None) -> None:
+        """`loaded` is a model and its processor, where they are there already: one that is being trained."""
         self.config = config
-        self.model, processor = load_model(config)
+        self.model, processor = loaded or load_model(config)
         self.encoder = Encoder(processor, config)
         self.stop_ids = torch.tensor(
             sorted(_stop_ids(self.model, processor.tokenizer)), device=self.model.device
@@ -39,16 +40,20 @@ class TransformersJudge:
 
     def vote(self, asks: Sequence[Ask]) -> list[Vote]:
         """One vote for each ask, in the same order. Raises ValueError for prompts too long."""
-        votes: dict[int, Vote] = {}
+        return [
+            vote_of(ask, self.read(ids, ask), log_probability)
+            for ask, (ids, log_probability) in zip(asks, self.write(asks), strict=True)
+        ]
+
+    def write(self, asks: Sequence[Ask]) -> list[tuple[list[int], float]]:
+        """One reply to each ask, in the same order: token ids up to its end, summed log-probability."""
+        written: dict[int, tuple[list[int], float]] = {}
         for batch in self._batches(asks):
             replies = self._sample(
                 [prompt for prompt, _ in batch], [[asks[i].seed for i in rows] for _, rows in batch]
             )
-            for i, (ids, log_probability) in zip(
-                (i for _, rows in batch for i in rows), replies, strict=True
-            ):
-                votes[i] = vote_of(asks[i], self._parse(ids, asks[i]), log_probability)
-        return [votes[i] for i in range(len(asks))]
+            written |= zip((i for _, rows in batch for i in rows), replies, strict=True)
+        return [written[i] for i in range(len(asks))]
 
     def identity(self) -> str:
         """sha256 of the weights, the processor's files and the settings that decide votes."""
@@ -159,7 +164,8 @@ class TransformersJudge:
             tokens_B = (cdf_BV <= (uniforms_B * cdf_BV[:, -1])[:, None]).sum(dim=-1)
         return tokens_B, log_probs_BV.gather(1, tokens_B[:, None])[:, 0]
 
-    def _parse(self, ids: list[int], ask: Ask) -> Reply:
+    def read(self, ids: list[int], ask: Ask) -> Reply:
+        """What a written reply says."""
         if ids[-1] not in self.stop_ids.tolist():
             return Reply(None, self.encoder.decode(ids), "truncated")
         return parse_reply(self.encoder.decode(ids[:-1]), ask.question.dimensions)
