@@ -43,7 +43,7 @@ def check_judge(judge: JudgeConfig) -> None:
 
 
 def check_training(config: CampaignConfig) -> None:
-    """Raise UserError for a judge that is to be trained, but of a type that cannot be."""
+    """Raise UserError for training that the judge's type or the number of votes does not allow."""
     settings = config.train_judge
     if config.judge.type != "transformers" and (
         settings.num_steps or settings.preference_steps or settings.grpo_steps or settings.cold_start_steps
@@ -52,6 +52,12 @@ def check_training(config: CampaignConfig) -> None:
             f"judge.type {config.judge.type} cannot be trained; set train_judge.num_steps and "
             "preference_steps to 0 to use it as it is (grpo_steps and cold_start_steps too), or use a "
             "transformers judge"
+        )
+    if settings.preference_steps and settings.own_questions is None and config.label.voting.num_ballots < 2:
+        raise UserError(
+            "train_judge.preference_steps compares right with wrong answers to the same message, but "
+            "label.voting.num_ballots 1 gives one answer to each: set train_judge.own_questions, so that some "
+            "questions are asked again, or num_ballots to 2 or more, or preference_steps to 0"
         )
     if config.judge.type == "human" and config.known_answers.num_calibrate:
         raise UserError(

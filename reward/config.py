@@ -381,6 +381,16 @@ class TrainJudgeConfig(_Section):
         False,
         description="data.seed_reasoning is learnt in every round, not in the cold start alone",
     )
+    own_questions: int | None = Field(
+        None,
+        ge=1,
+        description="for SRPO the judge answers this many questions of the round before again; null = the "
+        "votes of label serve, of which two an order are needed",
+    )
+    own_ballots: int = Field(4, ge=2, description="ballots of each of them")
+    own_min_margin: float = Field(
+        0.25, ge=0, le=1, description="vote margin of those of them that tell right paths from wrong ones"
+    )
     known_share: float = Field(
         0.0, ge=0, lt=1, description="of SRPO's rows, from fresh known answers: right by truth, not by vote"
     )
@@ -431,6 +441,10 @@ class TrainJudgeConfig(_Section):
         idle = {
             "cold_start_steps": self.cold_start_steps is None,
             "seed_every_round": not self.seed_every_round,
+            **{
+                name: self.own_questions is None
+                for name in ("own_questions", "own_ballots", "own_min_margin")
+            },
             "known_share": self.known_share == 0,
             "known_ballots": self.known_share == 0,
             "real_share": self.real_share is None,

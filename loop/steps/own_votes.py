@@ -14,11 +14,11 @@ from loop.steps.common import read_table, verdicts_of
 from loop.steps.judge_gate import known_answers
 from loop.steps.judging import ask, clip_id, open_judge
 from loop.steps.label import plan_questions
-from reward.certainty import why_not_confident
-from reward.config import VotingConfig
+from reward.certainty import apply, why_not_confident
+from reward.config import CertaintyConfig, VotingConfig
 from reward.preferences import PreferenceRow, known_preference_rows, make_preference_rows
 from reward.question import Question, Vote
-from reward.voting import Verdict
+from reward.voting import Verdict, fold
 
 _ASKED_AT_ONCE = 64  # known questions, until there are rows enough
 
@@ -28,22 +28,30 @@ def own_votes(ctx: StageContext) -> tuple[list[PreferenceRow], dict[str, int]]:
 
     With `train_judge.real_share` verdicts of takes against real clips are no pseudo-labels: those that prefer
     the real clip, however surely, are rows of the source "real", and the others are dropped.
-    Also returns how many questions gave no row, by reason.
+    With `train_judge.own_questions` the judge that cast the votes answers some of the questions again, often
+    enough for right and wrong paths to the same message. Also returns how many questions gave no row, by
+    reason.
     """
-    label = ctx.inputs["label"]
     questions = {q.id: q for q in plan_questions(ctx, ctx.round - 1)}
-    votes = _votes(ctx)
+    asks_again = ctx.config.train_judge.own_questions is not None
+    votes = _ask_again(ctx, list(questions.values())) if asks_again else _votes(ctx)
+    verdicts = (
+        {name: apply(fold(questions[name], cast), {}) for name, cast in votes.items()}
+        if asks_again
+        else verdicts_of(read_table(ctx.inputs["label"] / "verdicts.parquet"))
+    )
+    limits = _limits(ctx)
     anchors = {row["anchor_id"] for row in read_table(ctx.inputs["prepare"] / "anchors.parquet")}
     by_rule = ctx.config.train_judge.real_share is not None
     rows: list[PreferenceRow] = []
     drops: dict[str, int] = defaultdict(int)
-    for question_id, verdict in verdicts_of(read_table(label / "verdicts.parquet")).items():
+    for question_id, verdict in verdicts.items():
         question = questions[question_id]
         is_real = by_rule and verdict.kind == "take_real"
         if is_real:
             reason = _why_not_real(question, verdict, anchors)
         else:
-            reason = why_not_confident(verdict, "overall", ctx.config.certainty)
+            reason = why_not_confident(verdict, "overall", limits)
         most = ctx.config.train_judge.pairs_per_question
         made = [] if reason else make_preference_rows(
             question, votes[question_id], verdict, 1.0, max_rows=most, source="real" if is_real else "own"
@@ -53,6 +61,29 @@ def own_votes(ctx: StageContext) -> tuple[list[PreferenceRow], dict[str, int]]:
         rows += made
     order = np.random.default_rng(ctx.seed).permutation(len(rows))
     return [rows[i] for i in order], dict(sorted(drops.items()))
+
+
+def _limits(ctx: StageContext) -> CertaintyConfig:
+    """What a verdict must clear to tell right paths from wrong ones; dissent is what it is asked for."""
+    settings = ctx.config.train_judge
+    if settings.own_questions is None:
+        return ctx.config.certainty
+    return CertaintyConfig(min_margin=settings.own_min_margin, min_votes=settings.own_ballots)
+
+
+def _ask_again(ctx: StageContext, questions: list[Question]) -> dict[str, list[Vote]]:
+    """Votes on a drawn part of the questions, by question; ballot 0 of each is the one that label cast."""
+    settings = ctx.config.train_judge
+    drawn = np.random.default_rng(derive_seed(ctx.seed, "own")).permutation(len(questions))
+    some = [questions[i] for i in sorted(drawn[: settings.own_questions])]
+    judge = open_judge(ctx, ctx.inputs.get("judge_parent"))
+    votes: dict[str, list[Vote]] = {q.id: [] for q in some}
+    try:
+        for vote in ask(ctx, judge, some, VotingConfig(num_ballots=settings.own_ballots), "own"):
+            votes[vote.question_id].append(vote)
+    finally:
+        judge.close()
+    return votes
 
 
 def _why_not_real(question: Question, verdict: Verdict, anchors: set[str]) -> str | None:

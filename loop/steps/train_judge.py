@@ -28,12 +28,15 @@ def run(ctx: StageContext) -> None:
     assert parent.model is not None
     settings = _settings(ctx)
     supervised, found = _supervised(ctx)
-    preferred, drops = own_votes(ctx) if "label" in ctx.inputs else ([], {})
+    has_votes = "label" in ctx.inputs and settings.preference_steps > 0
+    preferred, drops = own_votes(ctx) if has_votes else ([], {})
+    if has_votes and not preferred:
+        ctx.log.warning("SRPO has nothing to learn from: %s", drops or "the round before asked nothing")
     known, more = known_paths(ctx, len(preferred))
     found |= {"own_votes_dropped": drops, **more}
     log = _Log(ctx)
-    has_votes = settings.preference_steps if preferred else 0
-    ctx.progress.start(settings.num_steps + has_votes + settings.grpo_steps, "steps")
+    preference_steps = settings.preference_steps if preferred else 0
+    ctx.progress.start(settings.num_steps + preference_steps + settings.grpo_steps, "steps")
     report = train_judge(
         parent.model,
         supervised,
