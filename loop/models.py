@@ -56,8 +56,8 @@ def check_training(config: CampaignConfig) -> None:
     if settings.preference_steps and settings.own_questions is None and config.label.voting.num_ballots < 2:
         raise UserError(
             "train_judge.preference_steps compares right with wrong answers to the same message, but "
-            "label.voting.num_ballots 1 gives one answer to each: set train_judge.own_questions, so that some "
-            "questions are asked again, or num_ballots to 2 or more, or preference_steps to 0"
+            "label.voting.num_ballots 1 gives one answer to each: set train_judge.own_questions, so that "
+            "some questions are asked again, or num_ballots to 2 or more, or preference_steps to 0"
         )
     if config.judge.type == "human" and config.known_answers.num_calibrate:
         raise UserError(

@@ -441,10 +441,7 @@ class TrainJudgeConfig(_Section):
         idle = {
             "cold_start_steps": self.cold_start_steps is None,
             "seed_every_round": not self.seed_every_round,
-            **{
-                name: self.own_questions is None
-                for name in ("own_questions", "own_ballots", "own_min_margin")
-            },
+            **dict.fromkeys(("own_questions", "own_ballots", "own_min_margin"), self.own_questions is None),
             "known_share": self.known_share == 0,
             "known_ballots": self.known_share == 0,
             "real_share": self.real_share is None,
