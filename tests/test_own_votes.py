@@ -1,5 +1,6 @@
 """What SRPO learns from, and that known answers of a part read that part's clips alone."""
 
+import json
 import logging
 from collections import Counter
 from pathlib import Path
@@ -10,6 +11,7 @@ from generator.clips import write_clip
 from loop.config import PARTS, CampaignConfig
 from loop.progress import Display
 from loop.stages import StageContext
+from loop.steps import train_judge
 from loop.steps.common import write_table
 from loop.steps.judge_gate import known_answers
 from loop.steps.judging import fold_all, write_verdicts, write_votes
@@ -19,6 +21,7 @@ from loop.steps.prepare import ANCHORS
 from loop.steps.questions import StoredClip
 from loop.steps.sample import TAKES
 from loop.steps.train_judge import _questions_for_grpo, _supervised
+from loop.store import SCRATCH
 from reward.certainty import apply
 from reward.known_answers import KnownAnswer
 from reward.preferences import (
@@ -285,3 +288,31 @@ def test_the_judge_in_force_answers_fresh_known_questions(tmp_path):
     assert known_paths(idle, 4) == ([], {})
     with pytest.raises(ValueError, match="their sum must be below 1"):
         context(tmp_path, ctx.inputs, train_judge={"known_share": 0.6, "real_share": 0.4})
+
+
+def test_a_round_mixes_all_its_sources_and_says_so(tmp_path):
+    settings = {
+        "num_steps": 2,
+        "batch_size": 4,
+        "preference_steps": 1,
+        "preference_batch_size": 2,
+        "min_pce": 0.0,
+        "known_share": 0.4,
+        "known_ballots": 1,
+        "real_share": 0.2,
+        "grpo_steps": 1,
+        "grpo_batch_size": 8,
+        "grpo_replies": 4,
+        "log_every": 1,
+        "checkpoint_every": 1,
+    }
+    ctx = labelled(tmp_path, **settings)
+    train_judge.run(ctx)
+    metrics = json.loads((ctx.out / "metrics.json").read_text())
+    assert metrics["num_sft_rows"] == 24
+    assert (metrics["srpo_rows_own"], metrics["srpo_rows_real"], metrics["srpo_rows_known"]) == (3, 1, 3)
+    assert metrics["known_asked"] == 24 and "real_clip_not_preferred" in metrics["own_votes_dropped"]
+    assert -0.1 <= metrics["grpo_reward"] <= 1
+    log = [json.loads(line) for line in (ctx.out / "log.jsonl").read_text().splitlines()]
+    assert [(row["phase"], row["step"]) for row in log] == [("sft", 1), ("sft", 2), ("srpo", 3), ("grpo", 4)]
+    assert {path.name for path in ctx.out.iterdir()} == {"judge", "metrics.json", "log.jsonl", SCRATCH}

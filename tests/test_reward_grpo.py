@@ -13,7 +13,7 @@ from reward.judges.transformers import TransformersJudge, load_model
 from reward.known_answers import make_known_answers
 from reward.question import Ask
 from reward.train import train_judge
-from reward.trainer import arguments
+from reward.trainer import Work, arguments
 from tests.test_embedded_judge import FOLDER, known_sources
 
 JUDGE = JudgeConfig(
@@ -70,19 +70,23 @@ def test_grpo_scores_the_very_tokens_that_asking_samples(known, tmp_path):
     """One road: prompts are the judge's own, and log-probabilities in training equal those of the draw."""
     judge = TransformersJudge(JUDGE, load_model(JUDGE, dtype="float32"))
     config = section(grpo_steps=1)
-    with arguments(config, 8, 1, 1e-4, tmp_path / "out", 1) as given:
-        args = GRPOConfig(beta=0.0, num_generations=4, max_completion_length=48, **given)
-        trainer = GrpoJudgeTrainer(
-            judge=judge, rows=known, reward="overall", model=judge.model, args=args, peft_config=None
-        )
+    given = arguments(config, 8, 1, 1e-4, Work(tmp_path, 1), "grpo")
+    trainer = GrpoJudgeTrainer(
+        judge=judge,
+        rows=known,
+        reward="overall",
+        model=judge.model,
+        args=GRPOConfig(beta=0.0, num_generations=4, max_completion_length=48, **given),
+        peft_config=None,
+    )
     trainer.model.train()
     batch = trainer._generate_and_score_completions([{"row": 0}] * 4 + [{"row": 3}] * 4)
     assert trainer.model.training
     drawn = []
     judge._sample, draw = lambda *a: drawn.append(draw(*a)) or drawn[-1], judge._sample
-    trainer.num_drawn = 0
     again = trainer._generate_and_score_completions([{"row": 0}] * 4 + [{"row": 3}] * 4)
     assert torch.equal(batch["completion_ids"], again["completion_ids"])
+    trainer.state.global_step += 1
     later = trainer._generate_and_score_completions([{"row": 0}] * 4 + [{"row": 3}] * 4)
     assert not torch.equal(later["completion_ids"].flatten()[:40], again["completion_ids"].flatten()[:40])
     replies = drawn[0]
