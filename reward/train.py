@@ -129,8 +129,7 @@ def _phases(
 def _check_lengths(encoder: Encoder, rows: Sequence[SftRow], most: int) -> None:
     """Raise ValueError for a user's reply that a judge could learn, but never be given the room to write."""
     for row in rows:
-        length = len(encoder.reply_ids(row.reply))
-        if row.ask.question.kind == "seed" and length > most:
+        if row.ask.question.kind == "seed" and (length := len(encoder.reply_ids(row.reply))) > most:
             raise ValueError(
                 f"{row.ask.question.id}: the reply has {length} tokens, judge.max_new_tokens allows {most}; "
                 "shorten the reasoning, or raise it"
