@@ -374,6 +374,12 @@ class TrainJudgeConfig(_Section):
         0.5, ge=0, le=1, description="pairs at or below are dropped (Dual-IPO keeps PCE > 0.5)"
     )
     log_every: int = Field(10, ge=1)
+    checkpoint_every: int | None = Field(
+        None,
+        ge=1,
+        description="steps between checkpoints, from which a killed training goes on; a multiple of "
+        "log_every; null = none, it starts again",
+    )
     cold_start_steps: int | None = Field(
         None, ge=0, description="supervised steps while no trained judge is in force; null = num_steps"
     )
@@ -421,6 +427,9 @@ class TrainJudgeConfig(_Section):
                     raise ValueError(
                         f"{name} must be a multiple of micro_batch_size ({self.micro_batch_size})"
                     )
+        if self.checkpoint_every is not None and self.checkpoint_every % self.log_every:
+            # a log row is a mean since the last one, which a checkpoint does not hold
+            raise ValueError(f"checkpoint_every must be a multiple of log_every ({self.log_every})")
         if self.grpo_steps and self.grpo_batch_size % self.grpo_replies:
             raise ValueError(f"grpo_batch_size must be a multiple of grpo_replies ({self.grpo_replies})")
         return self
@@ -439,6 +448,7 @@ class TrainJudgeConfig(_Section):
         """Keys of what is switched off are left out: they change no judge, so they must change no stage's
         fingerprint either."""
         idle = {
+            "checkpoint_every": self.checkpoint_every is None,
             "cold_start_steps": self.cold_start_steps is None,
             "seed_every_round": not self.seed_every_round,
             **dict.fromkeys(("own_questions", "own_ballots", "own_min_margin"), self.own_questions is None),

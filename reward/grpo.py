@@ -7,7 +7,6 @@ drawn and what it is worth is ours, so that training samples what asking samples
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,7 +17,7 @@ from reward.encoding import Encoder
 from reward.judges.transformers import TransformersJudge
 from reward.known_answers import KnownAnswer
 from reward.question import Answer, Ask
-from reward.trainer import Finite, Watch, adapter, arguments, plain, row_numbers, run
+from reward.trainer import JudgeTrainer, Watch, Work, adapter, arguments, plain, row_numbers, run
 
 MALFORMED = -0.1  # ours: worse than a wrong answer, or a judge that knows none need not keep the grammar
 _VISION = frozenset(("pixel_values", "image_grid_thw", "pixel_attention_mask", "image_sizes"))
@@ -48,7 +47,7 @@ def advantages_of(rewards_QG: torch.Tensor) -> torch.Tensor:
     return centred_QG / (rewards_QG.std(dim=1, keepdim=True) + 1e-4)
 
 
-class GrpoJudgeTrainer(Finite, GRPOTrainer):
+class GrpoJudgeTrainer(JudgeTrainer, GRPOTrainer):
     """TRL's GRPOTrainer on known answers; `judge` draws replies with the very model that is trained."""
 
     def __init__(
@@ -72,8 +71,8 @@ class GrpoJudgeTrainer(Finite, GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """A generation batch for `_compute_loss`; TRL repeats each row `num_generations` times, in a run."""
         known = [self.rows[row["row"]] for row in inputs]
-        first_ballot = self.num_drawn * self.num_generations
-        self.num_drawn += 1
+        # every visit of a question has its own ballots, and so its own seeds
+        first_ballot = self.state.global_step * self.num_generations
         asks = [Ask(k.question, False, first_ballot + i % self.num_generations) for i, k in enumerate(known)]
         replies = self._draw(asks)
         answers = [self.judge.read(ids, ask).answers for ids, ask in zip(replies, asks, strict=True)]
@@ -125,8 +124,7 @@ def reinforce(
     rows: Sequence[KnownAnswer],
     config: TrainJudgeConfig,
     judge_config: JudgeConfig,
-    out: Path,
-    seed: int,
+    work: Work,
     watch: Watch,
 ) -> Any:
     """`model` after GRPO on `rows`, with TRL's defaults beside what the config names: no reference, β = 0.
@@ -139,24 +137,25 @@ def reinforce(
             f"train_judge.grpo_batch_size: a GRPO step has {needed} questions, but there are {len(rows)}; "
             "give more known answers, or lower grpo_batch_size"
         )
-    steps, rate = config.grpo_steps, config.grpo_learning_rate
-    with arguments(config, config.grpo_batch_size, steps, rate, out, seed) as given:
-        judge = TransformersJudge(judge_config, (model, encoder.processor))
-        trainer = GrpoJudgeTrainer(
-            judge=judge,
-            rows=rows,
-            reward=config.grpo_reward,
-            model=model,
-            args=GRPOConfig(
-                beta=0.0,
-                num_generations=config.grpo_replies,
-                max_completion_length=judge_config.max_new_tokens,
-                temperature=judge_config.temperature,
-                **given,
+    judge = TransformersJudge(judge_config, (model, encoder.processor))
+    trainer = GrpoJudgeTrainer(
+        judge=judge,
+        rows=rows,
+        reward=config.grpo_reward,
+        model=model,
+        args=GRPOConfig(
+            beta=0.0,
+            num_generations=config.grpo_replies,
+            max_completion_length=judge_config.max_new_tokens,
+            temperature=judge_config.temperature,
+            shuffle_dataset=False,  # known answers come at random already, and TRL's order cannot be resumed
+            **arguments(
+                config, config.grpo_batch_size, config.grpo_steps, config.grpo_learning_rate, work, "grpo"
             ),
-            peft_config=adapter(config),
-            callbacks=[watch],
-        )
-        judge.model = trainer.model  # with its adapter: replies are drawn from what is trained
-        run(trainer)
+        ),
+        peft_config=adapter(config),
+        callbacks=[watch],
+    )
+    judge.model = trainer.model  # with its adapter: replies are drawn from what is trained
+    run(trainer, watch)
     return plain(trainer.model, config)

@@ -119,7 +119,7 @@ def _floor(x: float) -> int:
 def _right_and_wrong(
     votes: Sequence[Vote], swapped: bool, truth: Mapping[str, Answer | None], dimension: str
 ) -> tuple[list[Vote], list[Vote]]:
-    """The answered votes of one order, right and wrong by `truth` in `dimension`; the best right ones lead."""
+    """One order's answered votes, right and wrong by `truth` in `dimension`; the best right ones lead."""
     answered = [(v, a) for v in votes if v.swapped == swapped and (a := v.unswapped()) is not None]
     right = [v for v, a in answered if a[dimension] == truth[dimension]]
     right.sort(key=lambda v: (-_agreement(v.unswapped() or {}, truth), v.ballot))

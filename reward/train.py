@@ -7,7 +7,9 @@ asking does (reward.encoding). The result is a folder that plain transformers lo
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,11 @@ from reward.known_answers import KnownAnswer
 from reward.preferences import PreferenceRow, SftRow, mix_sources, weigh_by_certainty
 from reward.question import Ask
 from reward.trainer import (
-    Finite,
+    JudgeTrainer,
     LogCallback,
     ProgressCallback,
     Watch,
+    Work,
     adapter,
     arguments,
     plain,
@@ -49,49 +52,84 @@ def train_judge(
     progress: ProgressCallback | None = None,
     log: LogCallback | None = None,
     known: Sequence[KnownAnswer] = (),
+    checkpoints: Path | None = None,
 ) -> dict[str, float]:
     """Train the judge at `model_ref` (folder or hub id) and save model and processor to `out`.
 
     Supervised steps on `rows_sft`; then, where there are `rows_pref` that the judge voted on, SRPO against
     the judge as the supervised steps left it, weighted by PCE against `model_ref`, in the shares that
     `config` gives each source; then GRPO on `known`. The same arguments give the same bytes on a CPU. Sets
-    the global random seeds. Returns what to report: rows used and dropped, last losses.
+    the global random seeds. `checkpoints` is a folder that outlives a kill: with `checkpoint_every` the same
+    call goes on from there, to the same bytes. Returns what to report: rows used and dropped, last losses.
     Raises ValueError for a model that cannot be loaded and a seed row longer than a reply may be,
     FloatingPointError for a loss that is not finite.
     """
     model, processor = load_model(judge_config.model_copy(update={"model": str(model_ref)}), dtype="float32")
     encoder = Encoder(processor, judge_config)
     _check_lengths(encoder, rows_sft, judge_config.max_new_tokens)
-    num_sft = config.num_steps if rows_sft else 0
-    num_pref = config.preference_steps if any(row.source != "known" for row in rows_pref) else 0
-    num_grpo = config.grpo_steps if known else 0
-    watch = Watch(num_sft + num_pref + num_grpo, progress, log)
-    report: dict[str, float] = {"num_sft_rows": len(rows_sft), "num_preference_rows": len(rows_pref)}
-    parent = copy.deepcopy(model) if num_pref else None
-    if num_sft:
-        model = _supervise(model, encoder, rows_sft, config, out, seed, watch.phase("sft", 0))
-        report["sft_loss"] = watch.last_of("loss")
-    if num_pref:
-        rows, weighing = _weighed(model, parent, encoder, rows_pref, config)
-        del parent
-        report |= weighing
-        if rows:
-            model = _prefer(model, encoder, rows, config, out, seed, watch.phase("srpo", num_sft))
-            report["srpo_loss"] = watch.last_of("loss")
-    if num_grpo:
-        watch.phase("grpo", num_sft + num_pref)
-        model = reinforce(model, encoder, known, config, judge_config, out, seed, watch)
-        report["grpo_reward"] = watch.last_of("reward")
+    as_loaded = copy.deepcopy(model.config)
+    folder = checkpoints or out.with_name(f"_{out.name}_scratch")
+    work = Work(folder, seed, config.checkpoint_every if checkpoints else None)
+    rows = _Rows(rows_sft, rows_pref, known)
+    try:
+        model, report = _phases(model, encoder, rows, config, judge_config, work, progress, log)
+    finally:
+        if not checkpoints:
+            shutil.rmtree(folder, ignore_errors=True)
+    model.config = as_loaded  # trainers write into it what is theirs alone, such as use_cache
     model.to(getattr(torch, config.dtype)).save_pretrained(out)
     processor.save_pretrained(out)
     return report
 
 
+@dataclass(frozen=True)
+class _Rows:
+    supervised: Sequence[SftRow]
+    preferred: Sequence[PreferenceRow]
+    known: Sequence[KnownAnswer]
+
+
+def _phases(
+    model: Any,
+    encoder: Encoder,
+    rows: _Rows,
+    config: TrainJudgeConfig,
+    judge_config: JudgeConfig,
+    work: Work,
+    progress: ProgressCallback | None,
+    log: LogCallback | None,
+) -> tuple[Any, dict[str, float]]:
+    """The model after all phases that have rows, and the report."""
+    num_sft = config.num_steps if rows.supervised else 0
+    num_pref = config.preference_steps if any(r.source != "known" for r in rows.preferred) else 0
+    num_grpo = config.grpo_steps if rows.known else 0
+    watch = Watch(num_sft + num_pref + num_grpo, progress, log)
+    report: dict[str, float] = {
+        "num_sft_rows": len(rows.supervised),
+        "num_preference_rows": len(rows.preferred),
+    }
+    parent = copy.deepcopy(model) if num_pref else None
+    if num_sft:
+        model = _supervise(model, encoder, rows.supervised, config, work, watch.phase("sft", 0))
+        report["sft_loss"] = watch.last_of("loss")
+    if num_pref:
+        kept, weighing = _weighed(model, parent, encoder, rows.preferred, config)
+        del parent
+        report |= weighing
+        if kept:
+            model = _prefer(model, encoder, kept, config, work, watch.phase("srpo", num_sft))
+            report["srpo_loss"] = watch.last_of("loss")
+    if num_grpo:
+        watch.phase("grpo", num_sft + num_pref)
+        model = reinforce(model, encoder, rows.known, config, judge_config, work, watch)
+        report["grpo_reward"] = watch.last_of("reward")
+    return model, report
+
+
 def _check_lengths(encoder: Encoder, rows: Sequence[SftRow], most: int) -> None:
     """Raise ValueError for a user's reply that a judge could learn, but never be given the room to write."""
     for row in rows:
-        length = len(encoder.reply_ids(row.reply))
-        if row.ask.question.kind == "seed" and length > most:
+        if row.ask.question.kind == "seed" and (length := len(encoder.reply_ids(row.reply))) > most:
             raise ValueError(
                 f"{row.ask.question.id}: the reply has {length} tokens, judge.max_new_tokens allows {most}; "
                 "shorten the reasoning, or raise it"
@@ -143,11 +181,11 @@ def mean_log_probs(
     return np.array(means)
 
 
-class SftJudgeTrainer(Finite, SFTTrainer):
+class SftJudgeTrainer(JudgeTrainer, SFTTrainer):
     """TRL's SFTTrainer on rows of ours."""
 
 
-class SrpoTrainer(Finite, DPOTrainer):
+class SrpoTrainer(JudgeTrainer, DPOTrainer):
     """DPO with a weight a row: L = mean(w · −log σ(β · (Δ_chosen − Δ_rejected))) (Dual-IPO, L_SRPO)."""
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
@@ -200,26 +238,19 @@ class PreferenceCollator:
 
 
 def _supervise(
-    model: Any,
-    encoder: Encoder,
-    rows: Sequence[SftRow],
-    config: TrainJudgeConfig,
-    out: Path,
-    seed: int,
-    watch: Watch,
+    model: Any, encoder: Encoder, rows: Sequence[SftRow], config: TrainJudgeConfig, work: Work, watch: Watch
 ) -> Any:
-    steps, rate = config.num_steps, config.learning_rate
-    with arguments(config, config.batch_size, steps, rate, out, seed) as given:
-        trainer = SftJudgeTrainer(
-            model=model,
-            args=SFTConfig(max_length=None, **given),
-            train_dataset=row_numbers(len(rows)),
-            data_collator=SftCollator(encoder, rows),
-            processing_class=encoder.processor,
-            peft_config=adapter(config),
-            callbacks=[watch],
-        )
-        run(trainer)
+    given = arguments(config, config.batch_size, config.num_steps, config.learning_rate, work, "sft")
+    trainer = SftJudgeTrainer(
+        model=model,
+        args=SFTConfig(max_length=None, **given),
+        train_dataset=row_numbers(len(rows)),
+        data_collator=SftCollator(encoder, rows),
+        processing_class=encoder.processor,
+        peft_config=adapter(config),
+        callbacks=[watch],
+    )
+    run(trainer, watch)
     return plain(trainer.model, config)
 
 
@@ -228,23 +259,22 @@ def _prefer(
     encoder: Encoder,
     rows: Sequence[PreferenceRow],
     config: TrainJudgeConfig,
-    out: Path,
-    seed: int,
+    work: Work,
     watch: Watch,
 ) -> Any:
     # without a reference of its own DPOTrainer reloads the folder the model came from, which is a round old
     reference = None if config.lora else copy.deepcopy(model)
-    steps, rate = config.preference_steps, config.preference_learning_rate
-    with arguments(config, config.preference_batch_size, steps, rate, out, seed) as given:
-        trainer = SrpoTrainer(
-            model=model,
-            ref_model=reference,
-            args=DPOConfig(beta=config.beta, max_length=None, **given),
-            train_dataset=row_numbers(len(rows)),
-            data_collator=PreferenceCollator(encoder, rows),
-            processing_class=encoder.processor,
-            peft_config=adapter(config),
-            callbacks=[watch],
-        )
-        run(trainer)
+    size, rate = config.preference_batch_size, config.preference_learning_rate
+    given = arguments(config, size, config.preference_steps, rate, work, "srpo")
+    trainer = SrpoTrainer(
+        model=model,
+        ref_model=reference,
+        args=DPOConfig(beta=config.beta, max_length=None, **given),
+        train_dataset=row_numbers(len(rows)),
+        data_collator=PreferenceCollator(encoder, rows),
+        processing_class=encoder.processor,
+        peft_config=adapter(config),
+        callbacks=[watch],
+    )
+    run(trainer, watch)
     return plain(trainer.model, config)

@@ -13,7 +13,7 @@ from loop.human_pairs import HumanPair, clip_id_of
 from loop.metadata import Skip
 from loop.stages import StageContext
 from loop.steps.common import load_generator, write_json, write_table
-from loop.steps.seed import store_seed
+from loop.steps.seed import read_seed, store_seed
 from loop.steps.stored import digest, store_clip, store_clips
 
 ANCHORS = pa.schema(
@@ -35,6 +35,7 @@ def run(ctx: StageContext) -> None:
     data = ctx.config.data
     clip = data.clip
     compared, unusable, categories = load_human_pairs(data)
+    seed = read_seed(ctx)
     anchors, skips = load_anchors(data, ctx.scratch / "anchors", ctx.config.seed, categories)
     prompts = read_prompts(anchors, data.prompts, data.categories)
     skips += unusable
@@ -69,7 +70,8 @@ def run(ctx: StageContext) -> None:
     )
     if data.human_pairs is not None:
         skips += _store_human_pairs(ctx, model, compared, Path(data.human_pairs).expanduser().parent)
-    skips += store_seed(ctx, model, rows)
+    if seed:
+        skips += store_seed(ctx, model, seed, rows)
     frames_per_segment = max(1, round(data.segment_seconds * clip.fps))
     write_json(
         ctx.out / "clip.json",

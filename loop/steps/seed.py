@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from generator.models.base import VideoModel
-from loop.config import ClipConfig
+from loop.config import DataConfig
 from loop.errors import UserError
 from loop.metadata import Skip
 from loop.seed_reasoning import SeedRow, lopsided, read_seed_reasoning
@@ -44,21 +44,31 @@ SEED = pa.schema(
 Rows = Sequence[Mapping[str, Any]]
 
 
-def store_seed(ctx: StageContext, model: VideoModel, anchors: Rows) -> list[Skip]:
-    """Stores the clips of data.seed_reasoning and writes seed.parquet; `anchors` are rows of anchors.parquet.
+def read_seed(ctx: StageContext) -> list[SeedRow]:
+    """The rows of data.seed_reasoning, none without it; a lopsided file is warned about.
 
-    Returns a Skip for each row that would teach the judge a caption or source of a held-out part, or of which
-    a clip is missing or cannot be used. Raises UserError as the reader does, and naming the line for a clip
-    that is an anchor of a held-out part, for seconds that the clip does not have, and where no row is left.
+    Raises UserError as the reader does, and for seconds that a stored clip does not have.
     """
     given = ctx.config.data.seed_reasoning
     if given is None:
         return []
-    file = Path(given).expanduser()
-    rows = read_seed_reasoning(file, ctx.config.judge.dimensions)
-    spans = {row.line: _frames(file, row, ctx.config.data.clip) for row in rows}
+    rows = read_seed_reasoning(given, ctx.config.judge.dimensions)
+    for row in rows:
+        _frames(row, ctx.config.data)
     if warning := lopsided(rows):
         ctx.log.warning("%s", warning)
+    return rows
+
+
+def store_seed(ctx: StageContext, model: VideoModel, rows: Sequence[SeedRow], anchors: Rows) -> list[Skip]:
+    """Stores the clips of `rows` and writes seed.parquet; `anchors` are rows of anchors.parquet.
+
+    Returns a Skip for each row that would teach the judge a caption or source of a held-out part, or of which
+    a clip is missing or cannot be used. Raises UserError naming the line for a clip that is an anchor of a
+    held-out part, and where no row is left.
+    """
+    assert ctx.config.data.seed_reasoning is not None
+    file = Path(ctx.config.data.seed_reasoning).expanduser()
     held = [anchor for anchor in anchors if anchor["part"] != "train"]
     skips, usable = [], []
     for row in rows:
@@ -88,7 +98,7 @@ def store_seed(ctx: StageContext, model: VideoModel, anchors: Rows) -> list[Skip
                     f"{anchor['part']}, by which judges are examined; remove the line, or give that anchor "
                     "the part train in metadata.csv"
                 )
-        kept.append(_as_stored(row, stored, spans[row.line]))
+        kept.append(_as_stored(row, stored, _frames(row, ctx.config.data)))
     for skip in skips:
         ctx.log.warning("skipped %s: %s", skip.file, skip.reason)
     if not kept:
@@ -143,15 +153,15 @@ def _leak(row: SeedRow, held: Rows) -> str | None:
     return None
 
 
-def _frames(file: Path, row: SeedRow, clip: ClipConfig) -> tuple[int | None, int | None]:
+def _frames(row: SeedRow, data: DataConfig) -> tuple[int | None, int | None]:
     """[start, stop) in frames of the stored clip. Raises UserError for a part that it does not have."""
     if row.seconds is None:
         return None, None
-    start, stop = (round(second * clip.fps) for second in row.seconds)
-    if stop > clip.num_frames or stop - start < 2:
+    start, stop = (round(second * data.clip.fps) for second in row.seconds)
+    if stop > data.clip.num_frames or stop - start < 2:
         raise UserError(
-            f"{file}, line {row.line}: key 'seconds' is frames {start} to {stop} at {clip.fps:g} a second; "
-            f"give at least two of the {clip.num_frames} that data.clip stores"
+            f"{data.seed_reasoning}, line {row.line}: key 'seconds' is frames {start} to {stop} at "
+            f"{data.clip.fps:g} a second; give at least two of the {data.clip.num_frames} of data.clip"
         )
     return start, stop
 

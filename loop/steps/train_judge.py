@@ -48,6 +48,7 @@ def run(ctx: StageContext) -> None:
         log.step,
         log.row,
         _questions_for_grpo(ctx),
+        ctx.scratch / "training" if settings.checkpoint_every else None,
     )
     write_json(ctx.out / "metrics.json", {**report, **found})
 
@@ -79,7 +80,10 @@ def _questions_for_grpo(ctx: StageContext) -> list[KnownAnswer]:
 
 
 class _Log:
-    """log.jsonl and the progress of the training; a killed attempt starts again from its first step."""
+    """log.jsonl and the progress of the training.
+
+    A killed attempt starts again from its last checkpoint; what it had logged up to there is logged again.
+    """
 
     def __init__(self, ctx: StageContext) -> None:
         self.ctx, self.done = ctx, 0
