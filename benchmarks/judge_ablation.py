@@ -98,7 +98,7 @@ class DirectJudge(TransformersJudge):
         super().__init__(config)
         self.encoder = DirectEncoder(self.encoder.processor, config)
 
-    def _parse(self, ids: list[int], ask: Ask) -> Reply:
+    def read(self, ids: list[int], ask: Ask) -> Reply:
         if ids[-1] not in self.stop_ids.tolist():
             return Reply(None, self.encoder.decode(ids), "truncated")
         return parse_reply(NO_REASONING + self.encoder.decode(ids[:-1]), ask.question.dimensions)

@@ -6,7 +6,14 @@ loop/config_file.py reads YAML into it and words the errors.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from generator.config import GeneratorConfig, SamplingConfig, UpdateConfig
 from reward.config import CertaintyConfig, JudgeConfig, KnownAnswersConfig, TrainJudgeConfig, VotingConfig
@@ -74,11 +81,18 @@ class DataConfig(Section):
     prompts: str | None = None
     # clips that people compared, in pairs: a .csv or .parquet in the format of VideoGen-RewardBench
     human_pairs: str | None = None
+    # for the judge's cold start: a .jsonl of compared clips with a reasoning (docs/training-the-judge.md)
+    seed_reasoning: str | None = None
     # only anchors, prompts and human pairs of these categories; none = all
     categories: Annotated[list[str], Field(min_length=1)] | None = None
     clip: ClipConfig = ClipConfig()
     segment_seconds: float = Field(0.5, gt=0)
     split: SplitConfig = SplitConfig()
+
+    @model_serializer(mode="wrap")
+    def _without_idle_keys(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A key without a file is left out: it changes no clip, so it must change no fingerprint either."""
+        return {n: value for n, value in write(self).items() if n != "seed_reasoning" or value is not None}
 
 
 class JudgeGateConfig(Section):
@@ -228,6 +242,25 @@ class CampaignConfig(Section):
             raise ValueError(
                 "certainty.human_share is set, but data.human_pairs names no file: name one, or set the "
                 "share to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_trained_on_is_there(self) -> "CampaignConfig":
+        settings = self.train_judge
+        if settings.seed_every_round and self.data.seed_reasoning is None:
+            raise ValueError(
+                "train_judge.seed_every_round needs data.seed_reasoning; name the file, or turn it off"
+            )
+        if self.data.seed_reasoning is not None and self.judge.type != "transformers":
+            raise ValueError(
+                f"data.seed_reasoning trains the judge, but judge.type {self.judge.type} cannot be trained; "
+                "leave it out, or use a transformers judge"
+            )
+        if settings.grpo_steps and self.judge.temperature == 0:
+            raise ValueError(
+                "train_judge.grpo_steps compares several replies to a question, but with judge.temperature 0 "
+                "they are all the same; raise it, or set grpo_steps to 0"
             )
         return self
 

@@ -61,14 +61,23 @@ def check_judge(judge: JudgeConfig) -> None:
 
 
 def check_training(config: CampaignConfig) -> None:
-    """Raise UserError for a judge that is to be trained, but cannot be."""
+    """Raise UserError for training that the judge or the number of votes does not allow."""
     settings, judge = config.train_judge, config.judge
-    if not can_learn(judge) and (settings.num_steps or settings.preference_steps):
+    if not can_learn(judge) and (
+        settings.num_steps or settings.preference_steps or settings.grpo_steps or settings.cold_start_steps
+    ):
         what = f"type {judge.type}" if judge.type != "transformers" else f"reply {judge.reply}"
         what += " with a checklist" if judge.type == "scorer" else ""
         raise UserError(
             f"judge.{what} cannot be trained; set train_judge.num_steps and preference_steps to 0 to use it "
-            "as it is, or use a transformers judge with judge.reply retake"
+            "as it is (grpo_steps and cold_start_steps too), or use a transformers judge with judge.reply "
+            "retake"
+        )
+    if settings.preference_steps and settings.own_questions is None and config.label.voting.num_ballots < 2:
+        raise UserError(
+            "train_judge.preference_steps compares right with wrong answers to the same message, but "
+            "label.voting.num_ballots 1 gives one answer to each: set train_judge.own_questions, so that "
+            "some questions are asked again, or num_ballots to 2 or more, or preference_steps to 0"
         )
     if judge.type == "scorer" and settings.preference_steps:
         raise UserError(

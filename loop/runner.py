@@ -15,6 +15,7 @@ from loop.errors import StageFailed, UserError
 from loop.launchers import LAUNCHERS
 from loop.models import has_weights_here, model_identity, resolve_model
 from loop.progress import Display
+from loop.seed_reasoning import seed_identity
 from loop.stages import Stage, StageContext, derive_seed, plan
 from loop.store import Store, environment, fingerprint, read_manifest
 from reward.config import without_transport
@@ -118,6 +119,9 @@ class StageRunner:
             if scorer["checklist"] is not None:
                 scorer["checklist"] = checklist_digest(self.config.judge)
             config["judge"]["scorer"] = scorer
+        seed = config.get("data", {}).pop("seed_reasoning", None)
+        if seed is not None:  # likewise
+            config["data"]["seed_reasoning"] = seed_identity(seed)
         for section in ("generator", "judge"):
             if section == "judge" and not has_weights_here(self.config.judge):
                 continue

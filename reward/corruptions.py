@@ -52,6 +52,8 @@ FLAWS: dict[str, Flaw] = {
     "fade": Flaw("faded", visual_quality=1.0),
     "recolour": Flaw("recoloured", visual_quality=1.0, text_alignment=1.0),
     "splice": Flaw("spliced", motion=1.0, text_alignment=1.0),
+    "drop": Flaw("jumps", motion=1.0),
+    "drift": Flaw("tinted", visual_quality=1.0),
 }
 
 
@@ -161,6 +163,24 @@ def _recolour(x: np.ndarray, grade: int, rng: np.random.Generator) -> np.ndarray
     return y
 
 
+def _drop(x: np.ndarray, grade: int, rng: np.random.Generator) -> np.ndarray:
+    """Frames are missing at one place, where the motion jumps; the others are spread over the clip's time."""
+    gone = _share(grade, (0.2, 0.35, 0.5), len(x), 1, max(1, len(x) - 2))
+    begin = int(rng.integers(1, max(2, len(x) - gone)))  # at either end nothing would jump
+    kept = np.delete(np.arange(len(x)), slice(begin, begin + gone))
+    return x[kept[np.arange(len(x)) * len(kept) // len(x)]]
+
+
+def _drift(x: np.ndarray, grade: int, rng: np.random.Generator) -> np.ndarray:
+    """The light slowly turns warm or cold: red gains what blue loses. `recolour` turns the hues instead."""
+    reach = (0.25, 0.45, 0.7)[grade - 1] * (1 if rng.integers(2) else -1)
+    gain_T = reach * (np.arange(len(x)) + 1) / len(x)
+    tint_TC = gain_T[:, None] * np.array([1.0, 0.0, -1.0])
+    # dark scenes show no gain, hence the offset
+    tinted = x * (1 + tint_TC)[:, None, None, :] + (60 * tint_TC)[:, None, None, :]
+    return np.clip(tinted, 0, 255).astype(np.uint8)
+
+
 def _splice(x: np.ndarray, other: np.ndarray, start: int, grade: int) -> np.ndarray:
     cut = len(x) - _share(grade, (0.3, 0.5, 0.7), len(x), 1, len(x) - 1)
     y = x.copy()
@@ -219,4 +239,6 @@ _SIMPLE: dict[str, Callable[[np.ndarray, int, np.random.Generator], np.ndarray]]
     "flicker": _flicker,
     "fade": _fade,
     "recolour": _recolour,
+    "drop": _drop,
+    "drift": _drift,
 }

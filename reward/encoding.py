@@ -47,6 +47,7 @@ class Prompt:
     types: list[int] | None  # mm_token_type_ids, without which Qwen loses its position encoding
     vision: dict[str, torch.Tensor]
     shown: str
+    num_images: int
 
 
 class Encoder:
@@ -165,7 +166,7 @@ class Encoder:
         ids = self.tokenizer("".join(pieces), add_special_tokens=False)["input_ids"]
         image_id = self.tokenizer.convert_tokens_to_ids(self.image_token)
         vision = {"pixel_values": torch.cat([p for p in pixels if p is not None]), "image_grid_thw": grid}
-        return Prompt(ids, [int(token == image_id) for token in ids], vision, told)
+        return Prompt(ids, [int(token == image_id) for token in ids], vision, told, len(grid))
 
     def _processed(self, text: str, shown: tuple[ShownClip, ...], told: str) -> Prompt:
         images = [image for clip in shown for image in clip.images]
@@ -173,7 +174,7 @@ class Encoder:
         out.pop("attention_mask")
         types = out.pop("mm_token_type_ids", None)
         ids = out.pop("input_ids")[0].tolist()
-        return Prompt(ids, None if types is None else types[0].tolist(), dict(out), told)
+        return Prompt(ids, None if types is None else types[0].tolist(), dict(out), told, len(images))
 
     def _find_reply_end(self) -> str:
         """What the chat template puts after a reply, e.g. <|im_end|>; else the end-of-text token."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -23,12 +24,17 @@ class SftRow:
 
 @dataclass(frozen=True)
 class PreferenceRow:
-    """Two replies to the same message; `weight` multiplies the row's DPO loss."""
+    """Two replies to the same message; `weight` multiplies the row's DPO loss.
+
+    `source` says by what the chosen one is right: the judge's own vote, the rule that a real clip is better
+    than a take, or a known answer.
+    """
 
     ask: Ask
     chosen: str
     rejected: str
     weight: float
+    source: Literal["own", "real", "known"] = "own"
 
 
 def known_answer_rows(known: Sequence[KnownAnswer]) -> list[SftRow]:
@@ -44,6 +50,7 @@ def make_preference_rows(
     *,
     dimension: str = "overall",
     max_rows: int = 2,
+    source: Literal["own", "real"] = "own",
 ) -> list[PreferenceRow]:
     """Right against wrong reasoning paths of one confident question (SRPO; Dual-IPO, section "judge side").
 
@@ -56,17 +63,71 @@ def make_preference_rows(
     modes = {name: found.mode for name, found in verdict.dimensions.items()}
     rows: list[PreferenceRow] = []
     for swapped in (False, True):
-        answered = [(v, a) for v in votes if v.swapped == swapped and (a := v.unswapped()) is not None]
-        right = [v for v, a in answered if a[dimension] == modes[dimension]]
-        right.sort(key=lambda v: (-_agreement(v.unswapped() or {}, modes), v.ballot))
-        wrong = [v for v, a in answered if a[dimension] != modes[dimension]]
+        right, wrong = _right_and_wrong(votes, swapped, modes, dimension)
         for good, bad in zip(right, wrong, strict=False):
-            rows.append(PreferenceRow(Ask(question, swapped, good.ballot), _reply(good), _reply(bad), weight))
+            ask = Ask(question, swapped, good.ballot)
+            rows.append(PreferenceRow(ask, _reply(good), _reply(bad), weight, source))
     return rows[:max_rows]
 
 
-def _agreement(answers: dict[str, Answer], modes: dict[str, Answer | None]) -> int:
-    return sum(answers[name] == modes[name] for name in answers)
+def known_preference_rows(
+    known: KnownAnswer, votes: Sequence[Vote], *, dimension: str = "overall", max_rows: int = 2
+) -> list[PreferenceRow]:
+    """Right against wrong reasoning paths of one question whose answer is known, whatever the vote says.
+
+    Where no path of the question's own order is right, the reply written from the corruption stands in for
+    it; in the other order its words would name the wrong sides. Returns no row where no path is wrong.
+    """
+    question = known.question
+    dimension = dimension if dimension in known.answers else question.dimensions[-1]
+    rows: list[PreferenceRow] = []
+    for swapped in (False, True):
+        right, wrong = _right_and_wrong(votes, swapped, known.answers, dimension)
+        chosen = [(vote.ballot, _reply(vote)) for vote in right]
+        if not chosen and not swapped:
+            chosen = [(0, write_reply(known.reasoning, known.answers))]
+        for (ballot, good), bad in zip(chosen, wrong, strict=False):
+            rows.append(PreferenceRow(Ask(question, swapped, ballot), good, _reply(bad), 1.0, "known"))
+    return rows[:max_rows]
+
+
+def mix_sources(
+    rows: Sequence[PreferenceRow], known_share: float, real_share: float | None
+) -> tuple[list[PreferenceRow], dict[str, float]]:
+    """The first rows of each source in their shares, and what to report where there is more than one source.
+
+    Rows by the judge's own vote all stay. Real against take is at most `real_share` of the result, known
+    answers are `known_share` of it, fewer where there are too few.
+    """
+    of = {source: [row for row in rows if row.source == source] for source in ("own", "real", "known")}
+    share = real_share or 0.0
+    num_own = len(of["own"])
+    most_real = _floor(num_own * share / (1 - known_share - share))
+    num_known = round((num_own + min(most_real, len(of["real"]))) * known_share / (1 - known_share))
+    num_known = min(num_known, len(of["known"]))
+    num_real = min(most_real, _floor((num_own + num_known) * share / (1 - share)), len(of["real"]))
+    mixed = [*of["own"], *of["real"][:num_real], *of["known"][:num_known]]
+    if len(of["own"]) == len(rows):
+        return mixed, {}
+    return mixed, {"srpo_rows_own": num_own, "srpo_rows_real": num_real, "srpo_rows_known": num_known}
+
+
+def _floor(x: float) -> int:
+    return int(x + 1e-9)  # a share such as 0.1 is not exact
+
+
+def _right_and_wrong(
+    votes: Sequence[Vote], swapped: bool, truth: Mapping[str, Answer | None], dimension: str
+) -> tuple[list[Vote], list[Vote]]:
+    """One order's answered votes, right and wrong by `truth` in `dimension`; the best right ones lead."""
+    answered = [(v, a) for v in votes if v.swapped == swapped and (a := v.unswapped()) is not None]
+    right = [v for v, a in answered if a[dimension] == truth[dimension]]
+    right.sort(key=lambda v: (-_agreement(v.unswapped() or {}, truth), v.ballot))
+    return right, [v for v, a in answered if a[dimension] != truth[dimension]]
+
+
+def _agreement(answers: Mapping[str, Answer], truth: Mapping[str, Answer | None]) -> int:
+    return sum(answers[name] == truth[name] for name in answers)
 
 
 def _reply(vote: Vote) -> str:

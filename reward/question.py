@@ -22,7 +22,7 @@ Answer = Literal["first", "second", "tie"]
 ANSWERS: tuple[Answer, ...] = ("first", "second", "tie")
 _MIRROR: dict[Answer, Answer] = {"first": "second", "second": "first", "tie": "tie"}
 
-Kind = Literal["known", "take_take", "take_real", "segment"]
+Kind = Literal["known", "take_take", "take_real", "segment", "seed"]
 
 Abstention = Literal[
     "empty",  # no text at all

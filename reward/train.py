@@ -1,35 +1,44 @@
-"""Teach a judge: supervised on replies to known answers, then SRPO on its own confident votes.
+"""Teach a judge: supervised on replies to imitate, SRPO on its own confident votes, GRPO if wanted.
 
-Both steps are TRL's trainers with a collator of ours, so that training reads exactly the tokens and
-pixels that asking does (reward.encoding). The result is a folder that plain transformers loads.
+All are TRL's trainers with a collator of ours, so that training reads exactly the tokens and pixels that
+asking does (reward.encoding). The result is a folder that plain transformers loads.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
-from peft import LoraConfig as PeftLoraConfig
-from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from reward.config import JudgeConfig, TrainJudgeConfig
 from reward.encoding import Encoder
+from reward.grpo import reinforce
 from reward.judges.transformers import load_model
-from reward.preferences import PreferenceRow, SftRow, weigh_by_certainty
+from reward.known_answers import KnownAnswer
+from reward.preferences import PreferenceRow, SftRow, mix_sources, weigh_by_certainty
 from reward.question import Ask
+from reward.trainer import (
+    JudgeTrainer,
+    LogCallback,
+    ProgressCallback,
+    Watch,
+    Work,
+    adapter,
+    arguments,
+    plain,
+    row_numbers,
+    run,
+)
 
-ProgressCallback = Callable[[int, int], None]  # steps done, steps in all
-LogCallback = Callable[[dict[str, Any]], None]  # one row: phase, step, loss, …
+# max_length=None below: a cut through image tokens raises, one after them drops the reply
 
 
 def train_judge(
@@ -42,36 +51,101 @@ def train_judge(
     seed: int,
     progress: ProgressCallback | None = None,
     log: LogCallback | None = None,
+    known: Sequence[KnownAnswer] = (),
+    checkpoints: Path | None = None,
 ) -> dict[str, float]:
     """Train the judge at `model_ref` (folder or hub id) and save model and processor to `out`.
 
-    Supervised steps on `rows_sft`, then, where there are `rows_pref`, SRPO against the judge as the
-    supervised steps left it, weighted by PCE against `model_ref`. The same arguments give the same bytes on
-    a CPU. Sets the global random seeds. Returns what to report: rows used and dropped, last losses.
-    Raises ValueError for a model that cannot be loaded, FloatingPointError for a loss that is not finite.
+    Supervised steps on `rows_sft`; then, where there are `rows_pref` that the judge voted on, SRPO against
+    the judge as the supervised steps left it, weighted by PCE against `model_ref`, in the shares that
+    `config` gives each source; then GRPO on `known`. The same arguments give the same bytes on a CPU. Sets
+    the global random seeds. `checkpoints` is a folder that outlives a kill: with `checkpoint_every` the same
+    call goes on from there, to the same bytes. Returns what to report: rows used and dropped, last losses.
+    Raises ValueError for a model that cannot be loaded and a seed row longer than a reply may be,
+    FloatingPointError for a loss that is not finite.
     """
     model, processor = load_model(judge_config.model_copy(update={"model": str(model_ref)}), dtype="float32")
     encoder = Encoder(processor, judge_config)
-    num_sft = config.num_steps if rows_sft else 0
-    num_pref = config.preference_steps if rows_pref else 0
-    watch = Watch(num_sft + num_pref, progress, log)
-    report: dict[str, float] = {"num_sft_rows": len(rows_sft), "num_preference_rows": len(rows_pref)}
-    parent = copy.deepcopy(model) if num_pref else None
-    if num_sft:
-        model = _supervise(model, encoder, rows_sft, config, out, seed, watch.phase("sft", 0))
-        report["sft_loss"] = watch.last_loss
-    if num_pref:
-        assert parent is not None
-        r = reward_of_chosen(model, parent, encoder, rows_pref, config)
-        del parent
-        kept, weighing = weigh_by_certainty(rows_pref, r, config.tau, config.min_pce)
-        report |= weighing
-        if kept:
-            model = _prefer(model, encoder, kept, config, out, seed, watch.phase("srpo", num_sft))
-            report["srpo_loss"] = watch.last_loss
+    _check_lengths(encoder, rows_sft, judge_config.max_new_tokens)
+    as_loaded = copy.deepcopy(model.config)
+    folder = checkpoints or out.with_name(f"_{out.name}_scratch")
+    work = Work(folder, seed, config.checkpoint_every if checkpoints else None)
+    rows = _Rows(rows_sft, rows_pref, known)
+    try:
+        model, report = _phases(model, encoder, rows, config, judge_config, work, progress, log)
+    finally:
+        if not checkpoints:
+            shutil.rmtree(folder, ignore_errors=True)
+    model.config = as_loaded  # trainers write into it what is theirs alone, such as use_cache
     model.to(getattr(torch, config.dtype)).save_pretrained(out)
     processor.save_pretrained(out)
     return report
+
+
+@dataclass(frozen=True)
+class _Rows:
+    supervised: Sequence[SftRow]
+    preferred: Sequence[PreferenceRow]
+    known: Sequence[KnownAnswer]
+
+
+def _phases(
+    model: Any,
+    encoder: Encoder,
+    rows: _Rows,
+    config: TrainJudgeConfig,
+    judge_config: JudgeConfig,
+    work: Work,
+    progress: ProgressCallback | None,
+    log: LogCallback | None,
+) -> tuple[Any, dict[str, float]]:
+    """The model after all phases that have rows, and the report."""
+    num_sft = config.num_steps if rows.supervised else 0
+    num_pref = config.preference_steps if any(r.source != "known" for r in rows.preferred) else 0
+    num_grpo = config.grpo_steps if rows.known else 0
+    watch = Watch(num_sft + num_pref + num_grpo, progress, log)
+    report: dict[str, float] = {
+        "num_sft_rows": len(rows.supervised),
+        "num_preference_rows": len(rows.preferred),
+    }
+    parent = copy.deepcopy(model) if num_pref else None
+    if num_sft:
+        model = _supervise(model, encoder, rows.supervised, config, work, watch.phase("sft", 0))
+        report["sft_loss"] = watch.last_of("loss")
+    if num_pref:
+        kept, weighing = _weighed(model, parent, encoder, rows.preferred, config)
+        del parent
+        report |= weighing
+        if kept:
+            model = _prefer(model, encoder, kept, config, work, watch.phase("srpo", num_sft))
+            report["srpo_loss"] = watch.last_of("loss")
+    if num_grpo:
+        watch.phase("grpo", num_sft + num_pref)
+        model = reinforce(model, encoder, rows.known, config, judge_config, work, watch)
+        report["grpo_reward"] = watch.last_of("reward")
+    return model, report
+
+
+def _check_lengths(encoder: Encoder, rows: Sequence[SftRow], most: int) -> None:
+    """Raise ValueError for a user's reply that a judge could learn, but never be given the room to write."""
+    for row in rows:
+        if row.ask.question.kind == "seed" and (length := len(encoder.reply_ids(row.reply))) > most:
+            raise ValueError(
+                f"{row.ask.question.id}: the reply has {length} tokens, judge.max_new_tokens allows {most}; "
+                "shorten the reasoning, or raise it"
+            )
+
+
+def _weighed(
+    model: Any, parent: Any, encoder: Encoder, rows: Sequence[PreferenceRow], config: TrainJudgeConfig
+) -> tuple[list[PreferenceRow], dict[str, float]]:
+    """The rows that SRPO learns from, and what to report: those by vote weigh their PCE, known answers 1."""
+    voted = [row for row in rows if row.source != "known"]
+    r = reward_of_chosen(model, parent, encoder, voted, config)
+    kept, report = weigh_by_certainty(voted, r, config.tau, config.min_pce)
+    known = [row for row in rows if row.source == "known"]
+    mixed, shares = mix_sources([*kept, *known], config.known_share, config.real_share)
+    return mixed, report | shares
 
 
 def reward_of_chosen(
@@ -107,51 +181,11 @@ def mean_log_probs(
     return np.array(means)
 
 
-class Watch(TrainerCallback):
-    """Reports steps and log rows of all trainers of a judge as one run."""
-
-    def __init__(self, total: int, progress: ProgressCallback | None, log: LogCallback | None) -> None:
-        self.total, self.progress, self.log = total, progress, log
-        self.name, self.offset, self.last_loss = "", 0, math.nan
-
-    def phase(self, name: str, offset: int) -> Watch:
-        self.name, self.offset = name, offset
-        return self
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.progress:
-            self.progress(self.offset + state.global_step, self.total)
-
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
-    ) -> None:
-        logs = logs or {}
-        if "loss" not in logs:
-            return
-        self.last_loss = float(logs["loss"])
-        if self.log:
-            numbers = {k: v for k, v in logs.items() if isinstance(v, int | float) and k != "epoch"}
-            self.log({"phase": self.name, "step": self.offset + state.global_step, **numbers})
-
-
-class Finite:
-    """Stops before the optimiser sees a loss that is not finite."""
-
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss = super().training_step(*args, **kwargs)  # type: ignore[misc]
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"the judge's training loss is {loss.item()}; lower train_judge.learning_rate or "
-                "preference_learning_rate, or train in float32"
-            )
-        return loss
-
-
-class SftJudgeTrainer(Finite, SFTTrainer):
+class SftJudgeTrainer(JudgeTrainer, SFTTrainer):
     """TRL's SFTTrainer on rows of ours."""
 
 
-class SrpoTrainer(Finite, DPOTrainer):
+class SrpoTrainer(JudgeTrainer, DPOTrainer):
     """DPO with a weight a row: L = mean(w · −log σ(β · (Δ_chosen − Δ_rejected))) (Dual-IPO, L_SRPO)."""
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
@@ -203,35 +237,21 @@ class PreferenceCollator:
         return batch
 
 
-def row_numbers(num_rows: int) -> Dataset:
-    """A data set of row numbers: pixels stay out of Arrow, the `images` column tells TRL what it is about."""
-    numbers = list(range(num_rows))
-    return Dataset.from_dict({"row": numbers, "images": [[number] for number in numbers]})
-
-
 def _supervise(
-    model: Any,
-    encoder: Encoder,
-    rows: Sequence[SftRow],
-    config: TrainJudgeConfig,
-    out: Path,
-    seed: int,
-    watch: Watch,
+    model: Any, encoder: Encoder, rows: Sequence[SftRow], config: TrainJudgeConfig, work: Work, watch: Watch
 ) -> Any:
-    steps, rate = config.num_steps, config.learning_rate
-    with trainer_arguments(config, config.batch_size, steps, rate, out, seed) as shared:
-        trainer = SftJudgeTrainer(
-            model=model,
-            args=SFTConfig(**shared, **_trl_arguments(config)),
-            train_dataset=row_numbers(len(rows)),
-            data_collator=SftCollator(encoder, rows),
-            processing_class=encoder.processor,
-            peft_config=peft_config_of(config),
-            callbacks=[watch],
-        )
-        trainer.remove_callback(PrinterCallback)  # stdout is for data
-        trainer.train()
-    return _plain(trainer.model, config)
+    given = arguments(config, config.batch_size, config.num_steps, config.learning_rate, work, "sft")
+    trainer = SftJudgeTrainer(
+        model=model,
+        args=SFTConfig(max_length=None, **given),
+        train_dataset=row_numbers(len(rows)),
+        data_collator=SftCollator(encoder, rows),
+        processing_class=encoder.processor,
+        peft_config=adapter(config),
+        callbacks=[watch],
+    )
+    run(trainer, watch)
+    return plain(trainer.model, config)
 
 
 def _prefer(
@@ -239,85 +259,22 @@ def _prefer(
     encoder: Encoder,
     rows: Sequence[PreferenceRow],
     config: TrainJudgeConfig,
-    out: Path,
-    seed: int,
+    work: Work,
     watch: Watch,
 ) -> Any:
     # without a reference of its own DPOTrainer reloads the folder the model came from, which is a round old
     reference = None if config.lora else copy.deepcopy(model)
-    steps, rate = config.preference_steps, config.preference_learning_rate
-    with trainer_arguments(config, config.preference_batch_size, steps, rate, out, seed) as shared:
-        trainer = SrpoTrainer(
-            model=model,
-            ref_model=reference,
-            args=DPOConfig(beta=config.beta, **shared, **_trl_arguments(config)),
-            train_dataset=row_numbers(len(rows)),
-            data_collator=PreferenceCollator(encoder, rows),
-            processing_class=encoder.processor,
-            peft_config=peft_config_of(config),
-            callbacks=[watch],
-        )
-        trainer.remove_callback(PrinterCallback)  # stdout is for data
-        trainer.train()
-    return _plain(trainer.model, config)
-
-
-@contextlib.contextmanager
-def trainer_arguments(
-    config: TrainJudgeConfig, batch_size: int, num_steps: int, rate: float, out: Path, seed: int
-) -> Any:
-    """transformers' arguments that all trainers share, with a scratch folder that lives as long as the
-    training.
-
-    The folder stands beside `out` under a fixed name: what a killed training leaves, the next one removes.
-    """
-    seed = seed % 2**31
-    micro = config.micro_batch_size or batch_size
-    scratch = out.with_name(f"_{out.name}_scratch")
-    try:
-        yield {
-            "output_dir": str(scratch),
-            "max_steps": num_steps,
-            "per_device_train_batch_size": micro,
-            "gradient_accumulation_steps": batch_size // micro,
-            "learning_rate": rate,
-            "warmup_steps": config.warmup_steps,
-            "weight_decay": config.weight_decay,
-            "max_grad_norm": config.max_grad_norm,
-            "bf16": config.dtype == "bfloat16",
-            "use_cpu": not torch.cuda.is_available(),
-            "remove_unused_columns": False,
-            "logging_steps": config.log_every,
-            "logging_nan_inf_filter": False,
-            "save_strategy": "no",
-            "report_to": [],
-            "disable_tqdm": True,
-            "dataloader_pin_memory": False,
-            "seed": seed,
-            "data_seed": seed,
-        }
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _trl_arguments(config: TrainJudgeConfig) -> dict[str, Any]:
-    return {
-        "activation_checkpointing": config.gradient_checkpointing,
-        "max_length": None,  # a cut through image tokens raises, one after them drops the reply
-    }
-
-
-def peft_config_of(config: TrainJudgeConfig) -> PeftLoraConfig | None:
-    if config.lora is None:
-        return None
-    return PeftLoraConfig(
-        r=config.lora.rank,
-        lora_alpha=config.lora.alpha,
-        target_modules=list(config.lora.target_modules),
-        task_type="CAUSAL_LM",
+    size, rate = config.preference_batch_size, config.preference_learning_rate
+    given = arguments(config, size, config.preference_steps, rate, work, "srpo")
+    trainer = SrpoTrainer(
+        model=model,
+        ref_model=reference,
+        args=DPOConfig(beta=config.beta, max_length=None, **given),
+        train_dataset=row_numbers(len(rows)),
+        data_collator=PreferenceCollator(encoder, rows),
+        processing_class=encoder.processor,
+        peft_config=adapter(config),
+        callbacks=[watch],
     )
-
-
-def _plain(model: Any, config: TrainJudgeConfig) -> Any:
-    """The trained model without what the trainer put around it."""
-    return (model.merge_and_unload() if config.lora else model).eval()
+    run(trainer, watch)
+    return plain(trainer.model, config)

@@ -12,7 +12,6 @@ import loop.embedded
 from loop.embedded import flaws, judge_model, make_judge, world
 from loop.embedded.judge_questions import Lines, Writer
 from reward.config import CORRUPTIONS, DIMENSIONS, JudgeConfig
-from reward.corruptions import FLAWS
 from reward.judges.transformers import TransformersJudge
 from reward.known_answers import make_known_answers
 from reward.question import Ask, Frames, mirrored, parse_reply, pick_frames, write_reply
@@ -76,7 +75,8 @@ def test_every_word_of_the_world_is_one_token(shipped):
             assert parse_reply(processor.tokenizer.decode(ids[:-1]), DIMENSIONS).answers == dict.fromkeys(
                 DIMENSIONS, "tie"
             )
-    assert {flaw.word for flaw in FLAWS.values()} <= set(flaws.WORDS) and set(FLAWS) <= set(CORRUPTIONS)
+    assert set(flaws.TAUGHT) == set(CORRUPTIONS) - {"drop", "drift"}
+    assert {flaw.word for flaw in flaws.TAUGHT.values()} <= set(flaws.WORDS)
 
 
 def test_fast_tower_and_patches_equal_the_stock_ones(shipped):
@@ -102,7 +102,7 @@ def test_fast_tower_and_patches_equal_the_stock_ones(shipped):
 def test_the_judge_answers_as_its_own_lessons_would_and_mostly_right(shipped):
     """Greedy, on captions that no lesson showed: a message or template that differs would ruin both."""
     model, processor = shipped
-    names = [name for name in CORRUPTIONS if name != "reverse"]
+    names = [name for name in flaws.TAUGHT if name != "reverse"]
     sources = known_sources("calibrate", np.random.default_rng(7))
     known = make_known_answers(sources, 96, seed=5, corruptions=names)
     config = JudgeConfig(

@@ -47,6 +47,35 @@ def test_a_frozen_clip_stands_still_from_some_frame_on():
     assert np.all(frozen[2:] == frozen[1])
 
 
+def test_dropped_frames_leave_one_jump_and_the_length():
+    """Frame t of this clip is grey level 10 t, so levels say which frames are left."""
+    clip = (np.arange(10, dtype=np.uint8) * 10)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
+    for grade, gone in ((1, 2), (2, 4), (3, 5)):
+        levels = corrupt("drop", clip, (0, 10), grade, np.random.default_rng(grade))[:, 0, 0, 0] // 10
+        steps = np.diff(levels.astype(int))
+        assert len(levels) == 10 and levels[0] == 0 and levels[-1] == 9
+        assert sorted(set(steps)) == [0, 1, gone + 1] and (steps == gone + 1).sum() == 1
+        assert len(set(levels)) == 10 - gone
+    three = corrupt("drop", clip[:3], (0, 3), 3, np.random.default_rng(0))[:, 0, 0, 0]
+    assert three.tolist() == [0, 0, 20]
+
+
+def test_drifting_light_grows_to_its_grade_and_leaves_green_alone():
+    clip = np.full((4, 4, 4, 3), 100, np.uint8)
+    for grade, reach in ((1, 0.25), (2, 0.45), (3, 0.7)):
+        red, green, blue = corrupt("drift", clip, (0, 4), grade, np.random.default_rng(2))[:, 0, 0].T.astype(
+            int
+        )
+        sign = 1 if red[-1] > 100 else -1
+        # 100·g + 60·g more with gain g, a quarter of the reach a frame
+        expected = np.array([160 * reach * sign * t / 4 for t in (1, 2, 3, 4)])
+        assert green.tolist() == [100] * 4
+        assert np.abs(red - np.clip(100 + expected, 0, 255)).max() <= 1
+        assert np.abs(blue - np.clip(100 - expected, 0, 255)).max() <= 1
+    signs = {corrupt("drift", clip, (0, 4), 3, np.random.default_rng(s))[-1, 0, 0, 0] > 100 for s in range(8)}
+    assert signs == {True, False}  # both warm and cold: neither gives the answer away
+
+
 def test_a_segment_comes_with_the_frame_before_it():
     reader = SegmentReader(BlockReader("red"), 4, 8)
     assert np.array_equal(reader().pixels, BlockReader("red")().pixels[3:8])

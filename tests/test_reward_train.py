@@ -1,10 +1,15 @@
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import DPOConfig, DPOTrainer
 
 from reward.config import JudgeConfig, LoraConfig, TrainJudgeConfig
 from reward.encoding import Encoder
+from reward.frames import show
 from reward.judge import load_judge
 from reward.judges.transformers import load_model
 from reward.known_answers import make_known_answers
@@ -15,15 +20,15 @@ from reward.preferences import (
     make_preference_rows,
     weigh_by_certainty,
 )
-from reward.question import Ask, Vote, parse_reply, write_reply
+from reward.question import Ask, Vote, build_message, parse_reply, write_reply
 from reward.train import (
     PreferenceCollator,
     SftCollator,
     SrpoTrainer,
     mean_log_probs,
-    row_numbers,
     train_judge,
 )
+from reward.trainer import row_numbers
 from reward.voting import fold, make_asks
 from tests.reward_clips import question, sources
 from tests.tiny_models import make_tiny_qwen_vl
@@ -195,10 +200,63 @@ def test_a_round_with_preferences_ends_in_a_plain_folder(folder, judge_config, t
     assert [(row["phase"], row["step"]) for row in logs] == [("sft", 1), ("sft", 2), ("srpo", 3), ("srpo", 4)]
     assert report["pce_uninformative"] == 0.0 and report["pce_kept"] == 4
     assert {"margin", "accuracy"} <= set(logs[-1])
-    trained, _ = load_model(judge_config.model_copy(update={"model": str(tmp_path / "out")}))
+    assert "srpo_rows_known" not in report  # only where there is more than one source
+    out = tmp_path / "out"
+    files = {path.name for path in out.iterdir()}
+    # no adapter is left, and what any loader asks for is there
+    assert files == {
+        "model.safetensors", "config.json", "generation_config.json", "processor_config.json",
+        "chat_template.jinja", "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+    plain = AutoModelForImageTextToText.from_pretrained(out)
     before = load_model(judge_config)[0].state_dict()
-    assert set(trained.state_dict()) == set(before)
-    assert any(not torch.equal(value, before[name]) for name, value in trained.state_dict().items())
+    assert set(plain.state_dict()) == set(before)
+    assert any(not torch.equal(value, before[name]) for name, value in plain.state_dict().items())
+    assert "use_cache" not in json.loads((out / "config.json").read_text())
+    parent, own = (json.loads((path / "generation_config.json").read_text()) for path in (folder, out))
+    assert own == parent
+    # plain transformers, with its own template and processor, writes what our judge writes
+    greedy = judge_config.model_copy(update={"model": str(out), "temperature": 0.0})
+    judge = load_judge(greedy)
+    ask = make_asks(question(dimensions=DIMENSIONS), 1)[0]
+    ((ids, _),) = judge.write([ask])
+    processor = AutoProcessor.from_pretrained(out)
+    shown = [show(reader, 4, 16) for reader in ask.shown]
+    content = build_message(ask, judge.encoder.instructions, (shown[0][0], shown[1][0]), time_stamps=False)
+    images = iter([*shown[0][1], *shown[1][1]])
+    for block in content:
+        if block["type"] == "image":
+            block["image"] = next(images)
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    written = plain.generate(**inputs, do_sample=False, max_new_tokens=greedy.max_new_tokens)
+    assert written[0, inputs["input_ids"].shape[1] :].tolist() == ids
+
+
+def test_known_answers_join_the_preferences_with_their_full_weight(folder, judge_config, tmp_path):
+    """PCE keeps what gained more than the mean, so not all votes; it does not touch known answers."""
+    own = preference_rows()
+    known = [replace(row, source="known") for row in own]
+    config = TrainJudgeConfig(
+        num_steps=2,
+        batch_size=4,
+        learning_rate=1e-3,
+        preference_steps=1,
+        preference_batch_size=2,
+        warmup_steps=0,
+        known_share=0.5,
+    )
+    report = train_judge(folder, sft_rows(), [*own, *known], config, judge_config, tmp_path / "out", 1)
+    assert report["pce_kept"] + report["pce_dropped"] == 4
+    assert report["srpo_rows_known"] == report["srpo_rows_own"] == report["pce_kept"] > 0
+    # without a single vote there is no SRPO: known answers join it, they do not replace it
+    alone = train_judge(folder, sft_rows(), known, config, judge_config, tmp_path / "alone", 1)
+    assert "srpo_loss" not in alone
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(folder, judge_config, tmp_path):

@@ -28,7 +28,9 @@ GENERATED: dict[str, Flaw] = {
     "morph": Flaw("morphs", visual_quality=1.0, text_alignment=0.5, graded=False),
     "double": Flaw("doubled", visual_quality=1.0, graded=False),
 }
-ALL_FLAWS = FLAWS | GENERATED
+# The shipped judge has no words for the others: its vocabulary is closed, and its weights are made.
+TAUGHT = {name: flaw for name, flaw in FLAWS.items() if name not in ("drop", "drift")}
+ALL_FLAWS = TAUGHT | GENERATED
 # Left out: a wrong caption is a matter of the prompt, and in this world backwards is another direction.
 NAMES = tuple(name for name in ALL_FLAWS if name not in ("wrong_caption", "reverse"))
 STILL = ("blur", "noise", "fade", "double")  # flaws that one frame shows
@@ -78,7 +80,7 @@ class View:
     def describe(self, other: View) -> str:
         """The sentence about this clip, in the form of `reward.sides.Side.describe`."""
         word = ALL_FLAWS[self.flaw].word if self.flaw else STEADY
-        known = self.shares is None and other.shares is None and self.flaw in FLAWS
+        known = self.shares is None and other.shares is None and self.flaw in TAUGHT
         if known and self.flaw == other.flaw and self.grade != other.grade:
             word = f"{'more' if self.grade > other.grade else 'less'} {word}"
         return f"{world.caption_of(*self.attributes)}, {word}."

@@ -1,23 +1,21 @@
-"""prepare: anchors become stored clips with a split part, captions prompts, people's pairs stored clips."""
+"""prepare: anchors become stored clips with a split part, captions prompts; users' pairs are stored too."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 
-from generator.clips import read_conformed
 from generator.models.base import VideoModel
-from generator.road import store_real
-from loop.config import ClipConfig
 from loop.data import load_anchors, load_human_pairs, prompt_id_of, read_prompts
 from loop.human_pairs import HumanPair, clip_id_of
 from loop.metadata import Skip
 from loop.stages import StageContext
 from loop.steps.common import load_generator, write_json, write_table
 from loop.steps.judging import judge_config
+from loop.steps.seed import read_seed, store_seed
+from loop.steps.stored import digest, store_clip, store_clips
 
 ANCHORS = pa.schema(
     [(n, pa.string()) for n in ("anchor_id", "file", "caption", "source", "category", "part", "sha256")]
@@ -38,6 +36,7 @@ def run(ctx: StageContext) -> None:
     data = ctx.config.data
     clip = data.clip
     compared, unusable, categories = load_human_pairs(data)
+    seed = read_seed(ctx)
     anchors, skips = load_anchors(data, ctx.scratch / "anchors", ctx.config.seed, categories)
     prompts = read_prompts(anchors, data.prompts, data.categories)
     skips += unusable
@@ -54,7 +53,7 @@ def run(ctx: StageContext) -> None:
     for anchor in anchors:
         file = f"clips/{anchor.id}.mp4"
         if not (ctx.out / file).exists():
-            _store(model, clip, anchor.path, ctx.out / file)
+            store_clip(model, clip, anchor.path, ctx.out / file)
         rows.append(
             {
                 "anchor_id": anchor.id,
@@ -63,7 +62,7 @@ def run(ctx: StageContext) -> None:
                 "source": anchor.source,
                 "category": anchor.category,
                 "part": anchor.part,
-                "sha256": _digest(ctx.out / file),
+                "sha256": digest(ctx.out / file),
             }
         )
         ctx.progress.advance()
@@ -75,6 +74,8 @@ def run(ctx: StageContext) -> None:
     )
     if data.human_pairs is not None:
         skips += _store_human_pairs(ctx, model, compared, Path(data.human_pairs).expanduser().parent)
+    if seed:
+        skips += store_seed(ctx, model, seed, rows)
     frames_per_segment = max(1, round(data.segment_seconds * clip.fps))
     write_json(
         ctx.out / "clip.json",
@@ -105,20 +106,10 @@ def _store_human_pairs(
     Returns a Skip for each pair of which a clip cannot be used.
     """
     (ctx.out / "human").mkdir(exist_ok=True)
-    paths = sorted({path for pair in pairs for path in (pair.path_a, pair.path_b)})
-    ctx.progress.start(len(paths), "clips that people compared")
-    stored: dict[str, str] = {}
-    faults: dict[str, str] = {}
-    for path in paths:
-        file = f"human/{clip_id_of(path)}.mp4"
-        try:
-            if not (ctx.out / file).exists():
-                _store(model, ctx.config.data.clip, folder / path, ctx.out / file)
-            stored[path] = file
-        except ValueError as error:
-            # without the folder: an artefact must not depend on where it was made
-            faults[path] = str(error).removeprefix(f"{folder / path}: ")
-        ctx.progress.advance()
+    wanted = {
+        (path, f"human/{clip_id_of(path)}.mp4") for pair in pairs for path in (pair.path_a, pair.path_b)
+    }
+    stored, faults = store_clips(ctx, model, wanted, folder, "clips that people compared")
     rows, skips = [], []
     for pair in pairs:
         fault = next((path for path in (pair.path_a, pair.path_b) if path in faults), None)
@@ -135,18 +126,7 @@ def _store_human_pairs(
         }
         for side, path in (("A", pair.path_a), ("B", pair.path_b)):
             row[f"clip_{side}"], row[f"file_{side}"] = clip_id_of(path), stored[path]
-            row[f"sha256_{side}"] = _digest(ctx.out / stored[path])
+            row[f"sha256_{side}"] = digest(ctx.out / stored[path])
         rows.append(row)
     write_table(ctx.out / "human_pairs.parquet", rows, HUMAN_PAIRS)
     return skips
-
-
-def _store(model: VideoModel, clip: ClipConfig, source: Path, file: Path) -> None:
-    frames = read_conformed(
-        source, num_frames=clip.num_frames, height=clip.height, width=clip.width, target_fps=clip.fps
-    )
-    store_real(model, frames, file, clip.fps)
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -1,25 +1,23 @@
-"""train_judge: the judge learns from known answers, and from round 2 on from its own confident votes."""
+"""train_judge: the judge learns from known answers and seed reasoning, then from its own confident votes."""
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from loop.models import can_learn, check_training
-from loop.stages import StageContext
-from loop.steps.common import read_table, verdicts_of, write_json
+from loop.stages import StageContext, derive_seed
+from loop.steps.common import write_json
 from loop.steps.judge_gate import known_answers
 from loop.steps.judging import judge_config
-from loop.steps.label import plan_questions
-from reward.certainty import least_certainties, why_not_confident
-from reward.preferences import PreferenceRow, known_answer_rows, make_preference_rows
-from reward.question import Question, Vote
+from loop.steps.own_votes import known_paths, own_votes
+from loop.steps.seed import seed_rows
+from reward.config import JudgeConfig, TrainJudgeConfig
+from reward.known_answers import KnownAnswer
+from reward.preferences import SftRow, known_answer_rows
 from reward.scorers.train import train_scorer
 from reward.train import train_judge
-from reward.voting import Verdict
 
 
 def run(ctx: StageContext) -> None:
@@ -29,64 +27,93 @@ def run(ctx: StageContext) -> None:
         return
     parent = judge_config(ctx, ctx.inputs.get("judge_parent"))
     assert parent.model is not None
+    log = _Log(ctx)
+    train = _train_scorer if parent.type == "scorer" else _train_writer
+    write_json(ctx.out / "metrics.json", train(ctx, parent, _settings(ctx), log))
+
+
+def _train_scorer(
+    ctx: StageContext, parent: JudgeConfig, settings: TrainJudgeConfig, log: _Log
+) -> dict[str, Any]:
+    """A scorer learns from known answers alone: it writes no reasoning that it could prefer."""
+    assert parent.model is not None
     known = known_answers(ctx, "train", ctx.config.known_answers.num_train, ctx.seed)
-    scores = parent.type == "scorer"  # and writes no reasoning that it could prefer
-    own, drops = _own_votes(ctx) if "label" in ctx.inputs and not scores else ([], {})
-    log_path = ctx.out / "log.jsonl"
-    log_path.write_text("")  # a killed attempt starts again from its first step
+    ctx.progress.start(settings.num_steps, "steps")
+    out = ctx.out / "judge"
+    return train_scorer(parent.model, known, settings, parent, out, ctx.seed, log.step, log.row)
 
-    def on_log(row: dict[str, Any]) -> None:
-        with log_path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        ctx.log.info("%s", row)
 
+def _train_writer(
+    ctx: StageContext, parent: JudgeConfig, settings: TrainJudgeConfig, log: _Log
+) -> dict[str, Any]:
+    """Supervised steps, SRPO on the round before, GRPO. Returns what to report."""
+    assert parent.model is not None
+    supervised, found = _supervised(ctx)
+    has_votes = "label" in ctx.inputs and settings.preference_steps > 0
+    preferred, drops = own_votes(ctx) if has_votes else ([], {})
+    if has_votes and not preferred:
+        ctx.log.warning("SRPO has nothing to learn from: %s", drops or "the round before asked nothing")
+    known, more = known_paths(ctx, len(preferred))
+    preference_steps = settings.preference_steps if preferred else 0
+    ctx.progress.start(settings.num_steps + preference_steps + settings.grpo_steps, "steps")
+    report = train_judge(
+        parent.model,
+        supervised,
+        [*preferred, *known],
+        settings,
+        parent,
+        ctx.out / "judge",
+        ctx.seed,
+        log.step,
+        log.row,
+        _questions_for_grpo(ctx),
+        ctx.scratch / "training" if settings.checkpoint_every else None,
+    )
+    return {**report, **found, "own_votes_dropped": drops, **more}
+
+
+def _settings(ctx: StageContext) -> TrainJudgeConfig:
+    """The section as this round trains: until a trained judge is in force it may take more steps."""
     settings = ctx.config.train_judge
-    ctx.progress.start(settings.num_steps + (settings.preference_steps if own else 0), "steps")
-    done = 0
-
-    def on_progress(step: int, total: int) -> None:
-        nonlocal done
-        ctx.progress.advance(step - done)
-        done = step
-
-    out, more = ctx.out / "judge", (ctx.seed, on_progress, on_log)
-    if scores:
-        report = train_scorer(parent.model, known, settings, parent, out, *more)
-    else:
-        supervised = known_answer_rows(known)
-        report = train_judge(parent.model, supervised, own, settings, parent, out, *more)
-    write_json(ctx.out / "metrics.json", {**report, "own_votes_dropped": drops})
+    if "judge_parent" in ctx.inputs or settings.cold_start_steps is None:
+        return settings
+    return settings.model_copy(update={"num_steps": settings.cold_start_steps})
 
 
-def _own_votes(ctx: StageContext) -> tuple[list[PreferenceRow], dict[str, int]]:
-    """Right against wrong reasoning paths of the previous round's confident verdicts (SRPO)."""
-    label = ctx.inputs["label"]
-    questions = {q.id: q for q in plan_questions(ctx, ctx.round - 1)}
-    votes: dict[str, list[Vote]] = defaultdict(list)
-    for row in read_table(label / "votes.parquet"):
-        answers = json.loads(row["answers"]) if row["answers"] else None
-        votes[row["question_id"]].append(
-            Vote(
-                row["question_id"], row["swapped"], row["ballot"], row["seed"], answers,
-                row["reasoning"], row["log_probability"], row["abstention"],
-            )
-        )  # fmt: skip
-    rows: list[PreferenceRow] = []
-    drops: dict[str, int] = defaultdict(int)
-    verdicts = verdicts_of(read_table(label / "verdicts.parquet"))
-    least = least_certainties(verdicts.values(), "overall", ctx.config.certainty)
-    for question_id, verdict in verdicts.items():
-        reason = why_not_confident(verdict, "overall", ctx.config.certainty, least)
-        made = [] if reason else _rows_of(ctx, questions[question_id], votes[question_id], verdict)
-        if not made:
-            drops[reason or "unanimous"] += 1
-        rows += made
-    order = np.random.default_rng(ctx.seed).permutation(len(rows))
-    return [rows[i] for i in order], dict(sorted(drops.items()))
+def _supervised(ctx: StageContext) -> tuple[list[SftRow], dict[str, Any]]:
+    """Known answers, fresh each round, and all seed rows beside them: steps draw from both alike."""
+    rows = known_answer_rows(known_answers(ctx, "train", ctx.config.known_answers.num_train, ctx.seed))
+    given = ctx.config.data.seed_reasoning is not None
+    if not given or ("judge_parent" in ctx.inputs and not ctx.config.train_judge.seed_every_round):
+        return rows, {}
+    seed = seed_rows(ctx)
+    return [*rows, *seed], {"num_seed_rows": len(seed)}
 
 
-def _rows_of(
-    ctx: StageContext, question: Question, votes: list[Vote], verdict: Verdict
-) -> list[PreferenceRow]:
-    most = ctx.config.train_judge.pairs_per_question
-    return make_preference_rows(question, votes, verdict, 1.0, max_rows=most)
+def _questions_for_grpo(ctx: StageContext) -> list[KnownAnswer]:
+    """As many as its steps can ask, each once, but no more than there are supervised ones."""
+    settings = ctx.config.train_judge
+    each = settings.grpo_batch_size // settings.grpo_replies
+    num = min(settings.grpo_steps * each, max(each, ctx.config.known_answers.num_train))
+    return known_answers(ctx, "train", num, derive_seed(ctx.seed, "grpo"))
+
+
+class _Log:
+    """log.jsonl and the progress of the training.
+
+    A killed attempt starts again from its last checkpoint; what it had logged up to there is logged again.
+    """
+
+    def __init__(self, ctx: StageContext) -> None:
+        self.ctx, self.done = ctx, 0
+        self.path: Path = ctx.out / "log.jsonl"
+        self.path.write_text("")
+
+    def row(self, row: dict[str, Any]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        self.ctx.log.info("%s", row)
+
+    def step(self, step: int, total: int) -> None:
+        self.ctx.progress.advance(step - self.done)
+        self.done = step

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,22 @@ from reward.replies import format_of
 _NOT_IDENTITY = {"batch_size", "server", "answers"}  # settings that change no vote
 
 
+@dataclass(frozen=True)
+class Written:
+    """A reply: token `ids` up to its end, their summed log-probability, the frames `shown` as Vote.shown."""
+
+    ids: list[int]
+    log_probability: float
+    shown: str
+
+
 class TransformersJudge:
     """A judge for `judge.type: transformers`; `judge.model` is a folder or a hub id with safetensors."""
 
-    def __init__(self, config: JudgeConfig) -> None:
+    def __init__(self, config: JudgeConfig, loaded: tuple[Any, Any] | None = None) -> None:
+        """`loaded` is a model and its processor, where they are there already: one that is being trained."""
         self.config = config
-        self.model, processor = load_model(config)
+        self.model, processor = loaded or load_model(config)
         self.encoder = Encoder(processor, config)
         self.stop_ids = torch.tensor(
             sorted(_stop_ids(self.model, processor.tokenizer)), device=self.model.device
@@ -40,15 +51,22 @@ class TransformersJudge:
 
     def vote(self, asks: Sequence[Ask]) -> list[Vote]:
         """One vote for each ask, in the same order. Raises ValueError for prompts too long."""
-        votes: dict[int, Vote] = {}
+        return [
+            vote_of(ask, self.read(reply.ids, ask), reply.log_probability, reply.shown)
+            for ask, reply in zip(asks, self.write(asks), strict=True)
+        ]
+
+    def write(self, asks: Sequence[Ask]) -> list[Written]:
+        """One reply to each ask, in the same order."""
+        written: dict[int, Written] = {}
         for batch in self._batches(asks):
             replies = self._sample(
                 [prompt for prompt, _ in batch], [[asks[i].seed for i in rows] for _, rows in batch]
             )
             of = [(i, prompt.shown) for prompt, rows in batch for i in rows]
             for (i, shown), (ids, log_probability) in zip(of, replies, strict=True):
-                votes[i] = vote_of(asks[i], self._parse(ids, asks[i]), log_probability, shown)
-        return [votes[i] for i in range(len(asks))]
+                written[i] = Written(ids, log_probability, shown)
+        return [written[i] for i in range(len(asks))]
 
     def identity(self) -> str:
         """sha256 of the weights, the processor's files and the settings that decide votes."""
@@ -154,7 +172,8 @@ class TransformersJudge:
             tokens_B = (cdf_BV <= (uniforms_B * cdf_BV[:, -1])[:, None]).sum(dim=-1)
         return tokens_B, log_probs_BV.gather(1, tokens_B[:, None])[:, 0]
 
-    def _parse(self, ids: list[int], ask: Ask) -> Reply:
+    def read(self, ids: list[int], ask: Ask) -> Reply:
+        """What a written reply says."""
         if ids[-1] not in self.stop_ids.tolist():
             return Reply(None, self.encoder.decode(ids), "truncated")
         return format_of(self.config).parse(self.encoder.decode(ids[:-1]), ask.question.dimensions)

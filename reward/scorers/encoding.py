@@ -118,7 +118,7 @@ class ClipEncoder(Encoder):
         video_id = self.tokenizer.convert_tokens_to_ids(self.video_token)
         vision = {"pixel_values_videos": shown.pixels, "video_grid_thw": shown.grid}
         told = shown_json([shown.times], [shown.size])
-        return Prompt(ids, [2 * int(token == video_id) for token in ids], vision, told)
+        return Prompt(ids, [2 * int(token == video_id) for token in ids], vision, told, 0)
 
 
 def num_at_rate(num_frames: int, clip_fps: float, fps: float, most: int) -> int:

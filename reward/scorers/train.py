@@ -7,6 +7,7 @@ exactly the tokens and pixels that scoring does (reward/scorers/encoding.py).
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,15 @@ from reward.question import Answer
 from reward.scorers.encoding import ClipEncoder
 from reward.scorers.head import HeadFile, Mix
 from reward.scorers.linear import LinearScorer, RewardModel, save_scorer
-from reward.train import (
-    Finite,
+from reward.trainer import (
+    JudgeTrainer,
     LogCallback,
     ProgressCallback,
     Watch,
-    peft_config_of,
+    Work,
+    adapter,
+    arguments,
     row_numbers,
-    trainer_arguments,
 )
 
 _SIGNS: dict[Answer, int] = {"first": 1, "second": -1, "tie": 0}
@@ -58,8 +60,12 @@ def train_scorer(
     watch = Watch(num_steps, progress, log)
     report: dict[str, float] = {"num_pairs": len(known)}
     if num_steps:
-        _fit(scorer, known, config, judge_config, out, seed, watch.phase("btt", 0))
-        report["btt_loss"] = watch.last_loss
+        work = Work(out.with_name(f"_{out.name}_scratch"), seed)
+        try:
+            _fit(scorer, known, config, judge_config, work, watch.phase("btt", 0))
+        finally:
+            shutil.rmtree(work.folder, ignore_errors=True)
+        report["btt_loss"] = watch.last_of("loss")
     scorer.model.backbone.to(getattr(torch, config.dtype))
     save_scorer(scorer.head, scorer.model, scorer.processor, out)
     return report
@@ -77,7 +83,7 @@ def btt_loss(delta_BD: torch.Tensor, signs_BD: torch.Tensor, threshold_D: torch.
     return -torch.where(signs_BD > 0, first, torch.where(signs_BD < 0, second, tie))
 
 
-class ScorerTrainer(Finite, Trainer):
+class ScorerTrainer(JudgeTrainer, Trainer):
     """Trainer whose loss is `btt_loss`, the mean over pairs and dimensions."""
 
     optimizer: Any
@@ -159,36 +165,35 @@ def _fit(
     known: Sequence[KnownAnswer],
     config: TrainJudgeConfig,
     judge_config: JudgeConfig,
-    out: Path,
-    seed: int,
+    work: Work,
     watch: Watch,
 ) -> None:
     model = scorer.model
-    set_seed(seed % 2**31)  # an adapter is drawn before the trainer sets its seed
-    adapter = peft_config_of(config)
-    if adapter is not None:
-        model.backbone = get_peft_model(model.backbone, adapter)
+    set_seed(work.seed % 2**31)  # an adapter is drawn before the trainer sets its seed
+    lora = adapter(config)
+    if lora is not None:
+        model.backbone = get_peft_model(model.backbone, lora)
     if config.gradient_checkpointing:
         model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
     fixed = judge_config.scoring.tie_threshold
     model.log_threshold.requires_grad_(fixed is None)
-    size, steps, rate = config.batch_size, config.num_steps, config.learning_rate
-    with trainer_arguments(config, size, steps, rate, out, seed) as arguments:
-        settings = TrainingArguments(**arguments)
-        # first and second clips are halves of one batch; DataParallel would deal it out over devices
-        settings._n_gpu = min(settings.n_gpu, 1)
-        trainer = ScorerTrainer(
-            mix=scorer.mix,
-            scoring=judge_config.scoring,
-            model=model,
-            args=settings,
-            train_dataset=row_numbers(len(known)),
-            data_collator=PairCollator(scorer.encoder, scorer.head, known),
-            callbacks=[watch],
-        )
-        trainer.remove_callback(PrinterCallback)  # stdout is for data
-        trainer.train()
-    if adapter is not None:
+    given = arguments(config, config.batch_size, config.num_steps, config.learning_rate, work, "btt")
+    given.pop("activation_checkpointing")  # TRL's; the backbone has it from above
+    settings = TrainingArguments(**given)
+    # first and second clips are halves of one batch; DataParallel would deal it out over devices
+    settings._n_gpu = min(settings.n_gpu, 1)
+    trainer = ScorerTrainer(
+        mix=scorer.mix,
+        scoring=judge_config.scoring,
+        model=model,
+        args=settings,
+        train_dataset=row_numbers(len(known)),
+        data_collator=PairCollator(scorer.encoder, scorer.head, known),
+        callbacks=[watch],
+    )
+    trainer.remove_callback(PrinterCallback)  # stdout is for data
+    trainer.train()
+    if lora is not None:
         model.backbone = model.backbone.merge_and_unload()
     if fixed:
         model.log_threshold.data.fill_(math.log(fixed))
