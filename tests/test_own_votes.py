@@ -9,6 +9,9 @@ import pytest
 
 from generator.clips import write_clip
 from loop.config import PARTS, CampaignConfig
+from loop.config_file import load_config
+from loop.errors import UserError
+from loop.models import check_training
 from loop.progress import Display
 from loop.stages import StageContext
 from loop.steps import train_judge
@@ -266,6 +269,41 @@ def test_with_a_share_only_verdicts_for_the_real_clip_teach(tmp_path):
         )  # order as shown: not swapped
         assert parse_reply(row.rejected, q.dimensions).answers["overall"] != anchor
     assert len(mix_sources(rows, 0.0, 0.4)[0]) == 5  # 2 of 5 are real
+
+
+def test_some_questions_are_answered_again_where_one_ballot_left_nothing_to_compare(tmp_path):
+    """Each order of a label question has one vote here, so its votes alone can make no row."""
+    ctx = labelled(tmp_path, own_questions=6, own_ballots=3, own_min_margin=0.0)
+    questions = plan_questions(ctx, 1)
+    once = [vote(q, s, 0, "first") for q in questions for s in (False, True)]
+    write_votes(ctx.inputs["label"] / "votes.parquet", questions, once)
+    rows, drops = own_votes(ctx)
+    assert rows and all(row.source == "own" and row.weight == 1 for row in rows)
+    asked = json.loads(next((ctx.scratch).glob("own-*.json")).read_text())
+    assert len({v["question_id"] for v in asked}) == 6 and len(asked) == 6 * 2 * 3
+    assert {v["question_id"] for v in asked} <= {q.id for q in questions}
+    assert len({row.ask.question.id for row in rows}) + sum(drops.values()) == 6
+    by_ask = {(v["question_id"], v["swapped"], v["ballot"]): v["answers"] for v in asked}
+    for row in rows:
+        chosen = by_ask[row.ask.question.id, row.ask.swapped, row.ask.ballot]
+        asked_for = row.ask.question.dimensions
+        assert parse_reply(row.chosen, asked_for).answers == chosen
+        assert parse_reply(row.rejected, asked_for).answers["overall"] != chosen["overall"]
+    assert own_votes(ctx) == (rows, drops)  # from its shards, as after a kill
+    strict = labelled(tmp_path / "strict", own_questions=6, own_ballots=3, own_min_margin=1.0)
+    none, why = own_votes(strict)
+    assert none == [] and sum(why.values()) == 6  # a margin of 1 leaves no dissent
+
+
+def test_srpo_needs_two_answers_to_one_message():
+    settings = ["label.voting.num_ballots=1", "train_judge.preference_steps=2"]
+    with pytest.raises(UserError, match=r"train_judge\.own_questions"):
+        check_training(load_config("mixed", settings).config)
+    check_training(load_config("mixed", [*settings, "train_judge.own_questions=8"]).config)
+    for shipped in ("quickstart", "dual-ipo", "mixed"):
+        config = load_config(shipped).config
+        check_training(config)
+        assert config.train_judge.preference_steps > 0
 
 
 def test_the_judge_in_force_answers_fresh_known_questions(tmp_path):
