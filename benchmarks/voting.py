@@ -304,7 +304,7 @@ def replay(runs: list[Path], min_ballots: int) -> None:
 
     for run in runs:
         files = sorted(
-            [*run.glob("round-*/label/votes.parquet"), *run.glob("round-*/judge_gate/votes.parquet")]
+            [*run.glob("round-*/label/votes.parquet"), *run.glob("round-*/train_judge/own_votes.parquet")]
         )
         for file in files:
             table = pd.read_parquet(file, columns=["question_id", "swapped", "ballot", "answers"])

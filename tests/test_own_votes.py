@@ -15,7 +15,7 @@ from loop.models import check_training
 from loop.progress import Display
 from loop.stages import StageContext
 from loop.steps import train_judge
-from loop.steps.common import write_table
+from loop.steps.common import read_table, write_table
 from loop.steps.judge_gate import known_answers
 from loop.steps.judging import fold_all, write_verdicts, write_votes
 from loop.steps.label import plan_questions
@@ -282,6 +282,7 @@ def test_some_questions_are_answered_again_where_one_ballot_left_nothing_to_comp
     asked = json.loads(next((ctx.scratch).glob("own-*.json")).read_text())
     assert len({v["question_id"] for v in asked}) == 6 and len(asked) == 6 * 2 * 3
     assert {v["question_id"] for v in asked} <= {q.id for q in questions}
+    assert len(read_table(ctx.out / "own_votes.parquet")) == len(asked)
     assert len({row.ask.question.id for row in rows}) + sum(drops.values()) == 6
     by_ask = {(v["question_id"], v["swapped"], v["ballot"]): v["answers"] for v in asked}
     for row in rows:

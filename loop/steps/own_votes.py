@@ -12,7 +12,7 @@ import numpy as np
 from loop.stages import StageContext, derive_seed
 from loop.steps.common import read_table, verdicts_of
 from loop.steps.judge_gate import known_answers
-from loop.steps.judging import ask, clip_id, open_judge
+from loop.steps.judging import ask, clip_id, open_judge, write_votes
 from loop.steps.label import plan_questions
 from reward.certainty import apply, least_certainties, why_not_confident
 from reward.config import CertaintyConfig, VotingConfig
@@ -78,12 +78,14 @@ def _ask_again(ctx: StageContext, questions: list[Question]) -> dict[str, list[V
     drawn = np.random.default_rng(derive_seed(ctx.seed, "own")).permutation(len(questions))
     some = [questions[i] for i in sorted(drawn[: settings.own_questions])]
     judge = open_judge(ctx, ctx.inputs.get("judge_parent"))
-    votes: dict[str, list[Vote]] = {q.id: [] for q in some}
     try:
-        for vote in ask(ctx, judge, some, VotingConfig(num_ballots=settings.own_ballots), "own"):
-            votes[vote.question_id].append(vote)
+        cast = ask(ctx, judge, some, VotingConfig(num_ballots=settings.own_ballots), "own")
     finally:
         judge.close()
+    write_votes(ctx.out / "own_votes.parquet", some, cast)
+    votes: dict[str, list[Vote]] = {q.id: [] for q in some}
+    for vote in cast:
+        votes[vote.question_id].append(vote)
     return votes
 
 
