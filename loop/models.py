@@ -73,16 +73,16 @@ def check_training(config: CampaignConfig) -> None:
             "as it is (grpo_steps and cold_start_steps too), or use a transformers judge with judge.reply "
             "retake"
         )
+    if judge.type == "scorer" and settings.preference_steps:
+        raise UserError(
+            "judge.type scorer writes no reasoning to prefer; set train_judge.preference_steps to 0, it "
+            "learns from known answers"
+        )
     if settings.preference_steps and settings.own_questions is None and config.label.voting.num_ballots < 2:
         raise UserError(
             "train_judge.preference_steps compares right with wrong answers to the same message, but "
             "label.voting.num_ballots 1 gives one answer to each: set train_judge.own_questions, so that "
             "some questions are asked again, or num_ballots to 2 or more, or preference_steps to 0"
-        )
-    if judge.type == "scorer" and settings.preference_steps:
-        raise UserError(
-            "judge.type scorer writes no reasoning to prefer; set train_judge.preference_steps to 0, it "
-            "learns from known answers"
         )
     if judge.scoring.new_head:
         _check_new_head(config)

@@ -219,7 +219,7 @@ def test_a_round_with_preferences_ends_in_a_plain_folder(folder, judge_config, t
     greedy = judge_config.model_copy(update={"model": str(out), "temperature": 0.0})
     judge = load_judge(greedy)
     ask = make_asks(question(dimensions=DIMENSIONS), 1)[0]
-    ((ids, _),) = judge.write([ask])
+    [reply] = judge.write([ask])
     processor = AutoProcessor.from_pretrained(out)
     shown = [show(reader, 4, 16) for reader in ask.shown]
     content = build_message(ask, judge.encoder.instructions, (shown[0][0], shown[1][0]), time_stamps=False)
@@ -235,7 +235,7 @@ def test_a_round_with_preferences_ends_in_a_plain_folder(folder, judge_config, t
         return_tensors="pt",
     )
     written = plain.generate(**inputs, do_sample=False, max_new_tokens=greedy.max_new_tokens)
-    assert written[0, inputs["input_ids"].shape[1] :].tolist() == ids
+    assert written[0, inputs["input_ids"].shape[1] :].tolist() == reply.ids
 
 
 def test_known_answers_join_the_preferences_with_their_full_weight(folder, judge_config, tmp_path):
