@@ -10,9 +10,11 @@ from loop.config import CampaignConfig
 from loop.errors import UserError
 from reward.config import JudgeConfig
 from reward.judge import check_judge_type, import_target, load_judge
+from reward.vllm_config import find_executable
 
 EMBEDDED = Path(__file__).parent / "embedded"
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
+TRAINABLE = ("transformers", "vllm")  # types whose judge.model train_judge loads, in process
 
 
 def check_models(config: CampaignConfig) -> None:
@@ -33,6 +35,8 @@ def check_judge(judge: JudgeConfig) -> None:
             import_target(judge.target, "judge.target")
         if judge.type == "openai" and judge.server is not None:
             judge.server.api_key()
+        if judge.type == "vllm" and judge.vllm is not None:
+            find_executable(judge.vllm.executable)
         if judge.type == "human":
             load_judge(judge).close()  # reads nothing but the table
     except ValueError as error:
@@ -45,7 +49,7 @@ def check_judge(judge: JudgeConfig) -> None:
 def check_training(config: CampaignConfig) -> None:
     """Raise UserError for a judge that is to be trained, but of a type that cannot be."""
     settings = config.train_judge
-    if config.judge.type != "transformers" and (settings.num_steps or settings.preference_steps):
+    if config.judge.type not in TRAINABLE and (settings.num_steps or settings.preference_steps):
         raise UserError(
             f"judge.type {config.judge.type} cannot be trained; set train_judge.num_steps and "
             "preference_steps to 0 to use it as it is, or use a transformers judge"
@@ -55,6 +59,33 @@ def check_training(config: CampaignConfig) -> None:
             "judge.type human cannot be calibrated, since nobody answered the known questions; set "
             "known_answers.num_calibrate to 0"
         )
+
+
+def makes_judge(config: CampaignConfig) -> bool:
+    """Whether train_judge writes a judge folder, and does not leave the judge as it came.
+
+    Of type vllm only where there is a step to make: what a server holds may be too large for this process.
+    """
+    trains = config.train_judge.num_steps > 0 or config.train_judge.preference_steps > 0
+    return config.judge.type == "transformers" or (config.judge.type in TRAINABLE and trains)
+
+
+def with_weights(judge: JudgeConfig, trained: Path | None) -> JudgeConfig:
+    """`judge` with the folder that a train_judge artefact holds as its model, else with its own, resolved."""
+    if not has_weights_here(judge):
+        return judge
+    assert judge.model is not None
+    own = trained_folder(judge, trained)
+    model = resolve_model(judge.model, "judge.model") if own is None else str(own)
+    return judge.model_copy(update={"model": model})
+
+
+def trained_folder(judge: JudgeConfig, trained: Path | None) -> Path | None:
+    """The weights in a train_judge artefact; None where that left the judge as it came."""
+    if trained is None or judge.type not in TRAINABLE:
+        return None
+    folder = trained / "judge"
+    return folder if judge.type == "transformers" or folder.is_dir() else None
 
 
 def has_weights_here(judge: JudgeConfig) -> bool:

@@ -33,6 +33,7 @@ class Judge(Protocol):
 JUDGES: dict[str, str] = {
     "transformers": "reward.judges.transformers:TransformersJudge",
     "openai": "reward.judges.openai:OpenAIJudge",
+    "vllm": "reward.judges.vllm:VllmJudge",
     "python": "reward.judges.python:PythonJudge",
     "human": "reward.judges.human:HumanJudge",
 }

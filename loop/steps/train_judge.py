@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from loop.models import check_training
+from loop.models import check_training, makes_judge
 from loop.stages import StageContext
 from loop.steps.common import read_table, verdicts_of, write_json
 from loop.steps.judge_gate import known_answers
@@ -22,7 +22,7 @@ from reward.voting import Verdict
 
 
 def run(ctx: StageContext) -> None:
-    if ctx.config.judge.type != "transformers":
+    if not makes_judge(ctx.config):
         check_training(ctx.config)
         write_json(ctx.out / "metrics.json", {"trained": False})  # it judges as it came
         return
