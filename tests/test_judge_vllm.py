@@ -1,4 +1,4 @@
-"""`judge.type: vllm` with a small command in vLLM's place: started, waited for, restarted, never left behind."""
+"""`judge.type: vllm` with a small command in vLLM's place: started, waited for, restarted, ended."""
 
 import json
 import logging

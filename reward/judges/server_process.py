@@ -55,12 +55,12 @@ _REMEDY = "change judge.vllm.arguments or judge.vllm.environment to what it asks
 class ServerProcess:
     """At most one server, started when it is first needed, on 127.0.0.1.
 
-    `command(executable, port)` is its command line; it must serve the model under `name`. `what` calls it in
-    messages.
+    `command(executable, port)` is its command line; it must list the model as `name` (None = as it likes).
+    `what` calls it in messages.
     """
 
     def __init__(
-        self, settings: VllmConfig, name: str, command: Callable[[str, int], list[str]], what: str
+        self, settings: VllmConfig, name: str | None, command: Callable[[str, int], list[str]], what: str
     ) -> None:
         self.settings, self.name, self.what = settings, name, what
         self._command = command
@@ -209,7 +209,8 @@ class ServerProcess:
         """False, too, where a stranger answers: the name is this judge's own."""
         try:
             response = await client.get(f"{self.url}/models", timeout=_LISTING)
-            return self.name in [model["id"] for model in response.json()["data"]]
+            listed = [model["id"] for model in response.json()["data"]]
+            return self.name is None or self.name in listed
         except (httpx2.RequestError, ValueError, KeyError, TypeError):
             return False
 
@@ -223,8 +224,8 @@ class ServerProcess:
             log.seek(self._log_start)
             lines = log.read().decode(errors="replace").splitlines()
         lines = [line.rstrip() for line in lines if line.strip()]
-        telling = [line for line in lines[:-_LAST] if re.search(r"Error\b.*: |error: ", line)]
-        shown = [*dict.fromkeys(telling[-_TELLING:]), *lines[-_LAST:]]
+        telling = dict.fromkeys(line for line in lines[:-_LAST] if re.search(r"Error\b.*: |error: ", line))
+        shown = [*list(telling)[-_TELLING:], *lines[-_LAST:]]
         text = "\n".join(f"  {line[:_WIDEST]}" for line in shown)
         return f"The end of its log, {self.log_path}:\n{text or '  (nothing)'}"
 
