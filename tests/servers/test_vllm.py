@@ -27,7 +27,7 @@ from tests.test_judge_vllm import gone, lives
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(1800)]
 
-NUM_QUESTIONS, NUM_BALLOTS = 24, 8
+NUM_QUESTIONS, NUM_BALLOTS = 16, 8
 
 
 @pytest.fixture(scope="module")
@@ -77,15 +77,15 @@ def test_verdicts_are_distributed_as_in_process(in_process, votes):
     """Sampling error alone is between them; and where both wrote the same reply it was equally probable."""
     assert difference(in_process, votes) > 0.01
     gaps = log_probability_gaps(in_process, votes)
-    assert len(gaps) > 100 and max(gaps) < 1e-3
+    assert len(gaps) > 50 and max(gaps) < 1e-3
     answered = [np.mean([v.answers is not None for v in of]) for of in (in_process, votes)]
     assert min(answered) > 0.95
 
 
-def test_the_test_above_would_see_another_judge(in_process, asked):
-    """One that draws a little more boldly."""
-    other = load_judge(judge_config(temperature=1.4)).vote(asked)
-    assert difference(in_process, other) < 0.01
+def test_the_test_above_would_see_another_judge(votes, asked):
+    """One that is shown fewer frames. Not in process against in process, where equal seeds draw alike."""
+    other = load_judge(judge_config(num_frames=2)).vote(asked)
+    assert difference(other, votes) < 0.01
 
 
 def test_the_votes_of_one_order_are_one_request(served, asked, votes):
@@ -123,7 +123,7 @@ def test_prefix_caching_changes_nothing_but_rounding(served, asked, votes, tmp_p
 def test_killed_while_it_is_asked_nothing_is_lost_and_nothing_counted_twice(asked, tmp_path, victim):
     settings = {"requests": "one_vote", "backoff_seconds": 0.1}
     judge = load_judge(vllm_config(tmp_path, {"enable-prefix-caching": True}, **settings))
-    some = asked[: 2 * NUM_BALLOTS * 6]
+    some = asked[: 2 * NUM_BALLOTS * 4]
     killed: list[int] = []
 
     def kill() -> None:
@@ -161,5 +161,4 @@ def test_a_start_that_fails_names_the_key(asked, tmp_path, arguments, message):
     with pytest.raises(ValueError, match=r"ended before it answered") as caught:
         judge.vote(asked[:1])
     judge.close()
-    print(caught.value)
     assert message in str(caught.value) and str(tmp_path / "vllm.log") in str(caught.value)
