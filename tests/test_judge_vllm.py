@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -53,7 +54,12 @@ def config(folder, vllm=None, server=None, fake=None, **changes):
         "num_segment_frames": 3,
         "dimensions": ("motion", "overall"),
         "server": {"backoff_seconds": 0.0, "max_retries": 3, **(server or {})},
-        "vllm": {"executable": command(folder), "environment": environment, **(vllm or {})},
+        "vllm": {
+            "executable": command(folder),
+            "environment": environment,
+            "log": str(folder / "server.log"),
+            **(vllm or {}),
+        },
     }
     return JudgeConfig(**{**settings, **changes})
 
@@ -101,7 +107,7 @@ def test_a_server_is_started_asked_and_ended(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "/of/this/environment")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # must not stand between
     arguments = {"max-model-len": 4096, "enforce-eager": True, "enable-prefix-caching": False}
-    judge = load_judge(config(tmp_path, {"arguments": arguments}, dtype="float32"))
+    judge = load_judge(config(tmp_path, {"arguments": arguments, "log": None}, dtype="float32"))
     assert isinstance(judge, Judge)
     assert (
         judge.vote([]) == [] and judge.identity() and not rows(tmp_path, "starts")
@@ -183,24 +189,24 @@ def test_a_server_that_does_not_start_says_why(tmp_path, says, remedy):
 
 def test_the_error_above_a_long_log_is_shown_too(tmp_path):
     noise = "\n".join(f"line {i}" for i in range(30))
-    said = trouble(
-        ValueError, tmp_path, fake={"says": f"RuntimeError: the root cause\n{noise}", "ends": True}
-    )
+    fake = {"says": f"RuntimeError: the root cause\n{noise}", "ends": True}
+    said = trouble(ValueError, tmp_path, {"log": None}, fake=fake)
     assert "  RuntimeError: the root cause\n  line 22\n" in said and "line 21" not in said
-    Path(said.partition("its log, ")[2].partition(":\n")[0]).unlink()  # it is kept, where the error says
+    kept = Path(said.partition("its log, ")[2].partition(":\n")[0])
+    assert "the root cause" in kept.read_text()
+    shutil.rmtree(kept.parent)
 
 
 def test_a_port_that_is_taken_is_named(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        said = trouble(ValueError, tmp_path, {"port": taken.getsockname()[1], "log": str(tmp_path / "log")})
+        said = trouble(ValueError, tmp_path, {"port": taken.getsockname()[1]})
     assert "set judge.vllm.port to a free one, or to null" in said
 
 
 def test_a_server_that_never_answers_is_ended(tmp_path):
-    settings = {"start_timeout_seconds": 1.0, "log": str(tmp_path / "log")}
-    said = trouble(ValueError, tmp_path, settings, fake={"unhealthy": True})
+    said = trouble(ValueError, tmp_path, {"start_timeout_seconds": 1.0}, fake={"unhealthy": True})
     assert "did not answer within 1 s; raise judge.vllm.start_timeout_seconds" in said
     assert gone(pids(tmp_path))
 

@@ -67,6 +67,7 @@ class Server:
         self._key = self.settings.api_key()
         self._draw, self._sleep = draw, sleep
         self._client: httpx2.AsyncClient | None = None
+        self._hopeless: Exception | None = None  # why the process cannot be made ready
         # it logs a line for every request, which would fill the stage's log
         logging.getLogger("httpx2").setLevel(logging.WARNING)
 
@@ -75,7 +76,7 @@ class Server:
         return self.settings.base_url or (self.process.url if self.process is not None else "")
 
     async def __aenter__(self) -> Server:
-        self._one_at_a_time = anyio.Lock()
+        self._one_at_a_time, self._hopeless = anyio.Lock(), None
         headers = {} if self._key is None else {"Authorization": f"Bearer {self._key.get_secret_value()}"}
         limits = httpx2.Limits(
             max_connections=self.settings.max_concurrency,
@@ -145,7 +146,13 @@ class Server:
         if self.process is None:
             return self.url
         async with self._one_at_a_time:  # the first of many requests that failed starts it again for all
-            return await self.process.ready(after_trouble=after_trouble)
+            if self._hopeless is not None:
+                raise self._hopeless
+            try:
+                return await self.process.ready(after_trouble=after_trouble)
+            except Exception as error:
+                self._hopeless = error  # the requests that wait here must not try in their turn
+                raise
 
     async def _attempt(self, method: str, url: str, body: bytes | None) -> tuple[httpx2.Response | None, str]:
         """The response, or None, and what is wrong with it in words."""
