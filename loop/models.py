@@ -8,12 +8,14 @@ from pathlib import Path
 
 from loop.config import CampaignConfig
 from loop.errors import UserError
-from reward.config import JudgeConfig
+from reward.config import JudgeConfig, TrainJudgeConfig
 from reward.judge import PlugInFailed, check_judge_type, import_target, load_judge
 from reward.scorers.head import HEAD_FILE, check_scorer
+from reward.vllm_config import find_executable
 
 EMBEDDED = Path(__file__).parent / "embedded"
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
+ASKS_IN_WORDS = ("transformers", "vllm")  # types whose judge.model train_judge loads, in process
 
 
 def check_models(config: CampaignConfig) -> None:
@@ -49,10 +51,12 @@ def check_judge(judge: JudgeConfig) -> None:
             import_target(judge.target, "judge.target")
         if judge.type == "openai" and judge.server is not None:
             judge.server.api_key()
+        if judge.type == "vllm" and judge.vllm is not None:
+            find_executable(judge.vllm.executable)
         if judge.type == "human":
             load_judge(judge).close()  # reads nothing but the table
         if judge.type == "scorer":
-            check_scorer(with_model(judge))
+            check_scorer(with_weights(judge))
     except (ValueError, PlugInFailed) as error:
         raise UserError(str(error)) from None
     if has_weights_here(judge):
@@ -63,10 +67,8 @@ def check_judge(judge: JudgeConfig) -> None:
 def check_training(config: CampaignConfig) -> None:
     """Raise UserError for training that the judge or the number of votes does not allow."""
     settings, judge = config.train_judge, config.judge
-    if not can_learn(judge) and (
-        settings.num_steps or settings.preference_steps or settings.grpo_steps or settings.cold_start_steps
-    ):
-        what = f"type {judge.type}" if judge.type != "transformers" else f"reply {judge.reply}"
+    if not can_learn(judge) and _num_steps(settings):
+        what = f"type {judge.type}" if judge.type not in ASKS_IN_WORDS else f"reply {judge.reply}"
         what += " with a checklist" if judge.type == "scorer" else ""
         raise UserError(
             f"judge.{what} cannot be trained; set train_judge.num_steps and preference_steps to 0 to use it "
@@ -112,18 +114,44 @@ def _has_head(judge: JudgeConfig) -> bool:
     return (Path(resolve_model(judge.model, "judge.model")) / HEAD_FILE).is_file()
 
 
-def with_model(judge: JudgeConfig) -> JudgeConfig:
-    """The judge with its own model resolved."""
-    assert judge.model is not None
-    return judge.model_copy(update={"model": resolve_model(judge.model, "judge.model")})
+def _num_steps(settings: TrainJudgeConfig) -> int:
+    return (
+        settings.num_steps
+        + settings.preference_steps
+        + settings.grpo_steps
+        + (settings.cold_start_steps or 0)
+    )
 
 
 def can_learn(judge: JudgeConfig) -> bool:
-    """Whether train_judge can train it: a vision-language model in process that is asked in our own form of
-    reply, as known answers are, or a reward head on one."""
+    """Whether train_judge can train it: a vision-language model that is asked in our own form of reply, as
+    known answers are, or a reward head on one."""
     if judge.type == "scorer":
         return judge.scoring.head == "linear"
-    return judge.type == "transformers" and judge.reply == "retake"
+    return judge.type in ASKS_IN_WORDS and judge.reply == "retake"
+
+
+def makes_judge(config: CampaignConfig) -> bool:
+    """Whether train_judge has a step to make; else it leaves the judge as it came, without loading it."""
+    return can_learn(config.judge) and _num_steps(config.train_judge) > 0
+
+
+def with_weights(judge: JudgeConfig, trained: Path | None = None) -> JudgeConfig:
+    """`judge` with the folder that a train_judge artefact holds as its model, else with its own, resolved."""
+    if not has_weights_here(judge):
+        return judge
+    assert judge.model is not None
+    own = trained_folder(judge, trained)
+    model = resolve_model(judge.model, "judge.model") if own is None else str(own)
+    return judge.model_copy(update={"model": model})
+
+
+def trained_folder(judge: JudgeConfig, trained: Path | None) -> Path | None:
+    """The weights in a train_judge artefact; None where that left the judge as it came."""
+    if trained is None or not can_learn(judge):
+        return None
+    folder = trained / "judge"
+    return folder if folder.is_dir() else None
 
 
 def has_weights_here(judge: JudgeConfig) -> bool:

@@ -111,6 +111,10 @@ class StageRunner:
         server = config.get("judge", {}).pop("server", None)
         if server is not None:  # absent where there is none: it stands in no older manifest
             config["judge"]["server"] = without_transport(server)
+        config.get("judge", {}).pop("vllm", None)
+        vllm = self.config.judge.vllm
+        if "judge" in config and vllm is not None and vllm.deciding:  # likewise
+            config["judge"]["vllm"] = {"arguments": vllm.deciding}
         answers = config.get("judge", {}).pop("answers", None)
         if answers is not None:  # likewise
             config["judge"]["answers"] = hashlib.sha256(Path(answers).expanduser().read_bytes()).hexdigest()

@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from reward.replies import FORMATS
+from reward.vllm_config import VllmConfig
 
 DIMENSIONS = ("text_alignment", "motion", "visual_quality", "overall")
 
@@ -54,12 +55,14 @@ _SET_BY_RETAKE = frozenset(
 
 
 class ServerConfig(_Section):
-    """The OpenAI-compatible server behind a judge of type openai. It never holds a key, only where one is."""
+    """The server behind a judge of type openai or vllm. It never holds a key, only where one is."""
 
     model_config = ConfigDict(hide_input_in_errors=True)  # a wrong value may be a key in the wrong place
 
-    base_url: str = Field(
-        description="up to and without /chat/completions, such as http://localhost:8000/v1; no user, no query"
+    base_url: str | None = Field(
+        None,
+        description="up to and without /chat/completions, such as http://localhost:8000/v1; no user, no "
+        "query. Required for type openai, absent for vllm, whose server retake starts",
     )
     api_key_env: str | None = Field(
         None, description="NAME of the environment variable that holds the key; null = a server without keys"
@@ -90,7 +93,9 @@ class ServerConfig(_Section):
 
     @field_validator("base_url")
     @classmethod
-    def _plain_url(cls, url: str) -> str:
+    def _plain_url(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
         try:
             parts = urlsplit(url)
             parts.port  # noqa: B018 – raises for a port that is none
@@ -228,14 +233,17 @@ class JudgeConfig(_Section):
 
     type: str = Field(
         "transformers",
-        description="transformers, scorer, openai, python, human, or an entry point of the group "
+        description="transformers, scorer, openai, vllm, python, human, or an entry point of the group "
         "retake.judges",
     )
     model: str | None = Field(
         None,
         description="a transformers folder, a hub id, or embedded:NAME; for openai the server's name of it",
     )
-    server: ServerConfig | None = Field(None, description="for type openai: where the server is")
+    server: ServerConfig | None = Field(
+        None, description="for types openai and vllm: where the server is, how it is asked"
+    )
+    vllm: VllmConfig | None = Field(None, description="for type vllm: the server that retake starts")
     target: str | None = Field(
         None, description="for type python: pkg.module:Class, called with this section"
     )
@@ -313,6 +321,22 @@ class JudgeConfig(_Section):
                 )
         return dimensions
 
+    @model_validator(mode="before")
+    @classmethod
+    def _sections_of_vllm(cls, data: Any) -> Any:
+        """A vllm judge has both sections, so that those left out and those given empty are one config."""
+        if isinstance(data, dict) and data.get("type") == "vllm":
+            return {**data, "server": data.get("server") or {}, "vllm": data.get("vllm") or {}}
+        return data
+
+    @model_serializer(mode="wrap")
+    def _without_idle_section(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without a vllm section there is no such key, as in runs that are older than it."""
+        kept = write(self)
+        if self.vllm is None:
+            kept.pop("vllm", None)
+        return kept
+
     @model_validator(mode="after")
     def _needs(self) -> JudgeConfig:
         answered = FORMATS[self.reply].dimensions
@@ -341,6 +365,10 @@ class JudgeConfig(_Section):
             )
         if self.type == "openai":
             self._needs_of_openai()
+        if self.type == "vllm":
+            self._needs_of_vllm()
+        if self.type in ("openai", "vllm"):
+            self._needs_of_a_server()
         return self
 
     @property
@@ -353,10 +381,23 @@ class JudgeConfig(_Section):
             raise ValueError(
                 "judge.type is openai: set judge.model to the name that the server lists at /models"
             )
-        if self.server is None:
+        if self.server is None or self.server.base_url is None:
             raise ValueError(
                 "judge.type is openai: set judge.server.base_url, such as http://localhost:8000/v1"
             )
+
+    def _needs_of_vllm(self) -> None:
+        assert self.server is not None  # _sections_of_vllm sees to it
+        if self.model is None:
+            raise ValueError("judge.type is vllm: set judge.model to a folder, a hub id or embedded:NAME")
+        if self.server.base_url is not None or self.server.api_key_env is not None:
+            raise ValueError(
+                "judge.type is vllm: retake starts the server itself; remove judge.server.base_url and "
+                "api_key_env, or set judge.type to openai for a server that runs already"
+            )
+
+    def _needs_of_a_server(self) -> None:
+        assert self.server is not None
         if self.server.requests == "one_order" and self.temperature == 0:
             raise ValueError(
                 "judge.server.requests is one_order, but judge.temperature 0 leaves nothing to draw several "

@@ -38,6 +38,7 @@ JUDGES: dict[str, str] = {
     "transformers": "reward.judges.transformers:TransformersJudge",
     "scorer": "reward.judges.scorer:ScorerJudge",
     "openai": "reward.judges.openai:OpenAIJudge",
+    "vllm": "reward.judges.vllm:VllmJudge",
     "python": "reward.judges.python:PythonJudge",
     "human": "reward.judges.human:HumanJudge",
 }

@@ -17,7 +17,7 @@ from loop.stages import StageContext
 from loop.steps import train_judge
 from loop.steps.common import read_table, write_table
 from loop.steps.judge_gate import known_answers
-from loop.steps.judging import fold_all, write_verdicts, write_votes
+from loop.steps.judging import fold_all, judge_config, write_verdicts, write_votes
 from loop.steps.label import plan_questions
 from loop.steps.own_votes import known_paths, own_votes
 from loop.steps.prepare import ANCHORS
@@ -294,6 +294,24 @@ def test_some_questions_are_answered_again_where_one_ballot_left_nothing_to_comp
     strict = labelled(tmp_path / "strict", own_questions=6, own_ballots=3, own_min_margin=1.0)
     none, why = own_votes(strict)
     assert none == [] and sum(why.values()) == 6  # a margin of 1 leaves no dissent
+
+
+def test_without_a_step_nothing_is_loaded_and_what_was_trained_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr("loop.steps.train_judge.train_judge", None)
+    monkeypatch.setattr("loop.steps.train_judge.known_answers", None)
+    prepared = prepare_folder(tmp_path / "prepare")
+    ctx = context(tmp_path, {"prepare": prepared}, train_judge={"num_steps": 0})
+    train_judge.run(ctx)
+    assert json.loads((ctx.out / "metrics.json").read_text()) == {"trained": False}
+    assert not (ctx.out / "judge").exists()
+    assert judge_config(ctx, ctx.out).model.endswith("tiny-judge")
+    parent = tmp_path / "parent"
+    (parent / "judge").mkdir(parents=True)
+    (parent / "judge" / "config.json").write_text("{}")
+    ctx = context(tmp_path, {"prepare": prepared, "judge_parent": parent}, train_judge={"num_steps": 0})
+    train_judge.run(ctx)
+    assert (ctx.out / "judge" / "config.json").read_text() == "{}"
+    assert judge_config(ctx, ctx.out).model == f"{ctx.out}/judge"
 
 
 def test_srpo_needs_two_answers_to_one_message():

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from loop.models import can_learn, has_weights_here, resolve_model
+from loop.models import with_weights
 from loop.stages import StageContext
 from loop.steps.common import read_table, write_table
 from loop.steps.questions import StoredClip
@@ -66,13 +66,12 @@ _SHARD = 64  # questions: a kill costs at most this many
 
 def judge_config(ctx: StageContext, trained: Path | None) -> JudgeConfig:
     """The configured judge with the weights of a train_judge artefact, or its own if there is none."""
-    config = ctx.config.judge
-    if not has_weights_here(config):
-        return config
-    assert config.model is not None
-    learnt = trained is not None and can_learn(config)
-    model = f"{trained}/judge" if learnt else resolve_model(config.model, "judge.model")
-    return config.model_copy(update={"model": model})
+    config = with_weights(ctx.config.judge, trained)
+    if config.vllm is not None and config.vllm.log is None:
+        # it stays if the stage fails, and goes with the scratch folder if not
+        log = str(ctx.scratch / "vllm.log")
+        return config.model_copy(update={"vllm": config.vllm.model_copy(update={"log": log})})
+    return config
 
 
 def open_judge(ctx: StageContext, trained: Path | None) -> Judge:

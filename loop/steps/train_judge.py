@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
-from loop.models import can_learn, check_training
+from loop.models import check_training, makes_judge
 from loop.stages import StageContext, derive_seed
 from loop.steps.common import write_json
 from loop.steps.judge_gate import known_answers
@@ -21,15 +22,23 @@ from reward.train import train_judge
 
 
 def run(ctx: StageContext) -> None:
-    if not can_learn(ctx.config.judge):
+    if not makes_judge(ctx.config):
         check_training(ctx.config)
-        write_json(ctx.out / "metrics.json", {"trained": False})  # it judges as it came
+        _leave(ctx)
         return
     parent = judge_config(ctx, ctx.inputs.get("judge_parent"))
     assert parent.model is not None
     log = _Log(ctx)
     train = _train_scorer if parent.type == "scorer" else _train_writer
     write_json(ctx.out / "metrics.json", train(ctx, parent, _settings(ctx), log))
+
+
+def _leave(ctx: StageContext) -> None:
+    """No step to make: the judge goes on as it came, and one that a branch took over as it was trained."""
+    parent = ctx.inputs.get("judge_parent")
+    if parent is not None and (parent / "judge").is_dir():
+        shutil.copytree(parent / "judge", ctx.out / "judge", dirs_exist_ok=True)
+    write_json(ctx.out / "metrics.json", {"trained": False})
 
 
 def _train_scorer(

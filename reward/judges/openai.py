@@ -14,7 +14,7 @@ import math
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 from PIL import Image
@@ -26,8 +26,11 @@ from reward.judges.server import Server, run_apart, same_model
 from reward.question import Ask, ClipReader, Reply, Vote, build_message, vote_of
 from reward.replies import ReplyFormat, format_of
 
+if TYPE_CHECKING:
+    from reward.judges.server_process import ServerProcess
+
 # settings that change no vote, or that a server does not hear of
-_NOT_IDENTITY = {"batch_size", "dtype", "trust_remote_code", "target", "answers", "scorer"}
+_NOT_IDENTITY = {"batch_size", "dtype", "trust_remote_code", "target", "answers", "scorer", "vllm"}
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,16 @@ class ShownClip:
 class OpenAIJudge:
     """A judge for `judge.type: openai`; `judge.model` is the server's name for the model.
 
-    `draw` and `sleep` are the jitter and the waits of reward.judges.server.Server.
+    `served` is that name where it is another one, `process` the server where retake starts it. `draw` and
+    `sleep` are the jitter and the waits of reward.judges.server.Server.
     """
 
     def __init__(
         self,
         config: JudgeConfig,
         *,
+        served: str | None = None,
+        process: ServerProcess | None = None,
         draw: Callable[[], float] = random.random,
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
     ) -> None:
@@ -61,8 +67,8 @@ class OpenAIJudge:
         assert config.model is not None and config.server is not None, "JudgeConfig requires both for openai"
         self.config = config
         self.settings: ServerConfig = config.server
-        self.model: str = config.model
-        self.server = Server(config, draw=draw, sleep=sleep)
+        self.model: str = served or config.model
+        self.server = Server(config, process=process, draw=draw, sleep=sleep)
         self.instructions = instructions_of(config)
         self.format = format_of(config)
         self._clips: ClipCache[ShownClip] = ClipCache(self._show)
@@ -91,8 +97,10 @@ class OpenAIJudge:
         return self._identity
 
     def close(self) -> None:
-        """Forget the encoded frames; no connection outlives a call."""
+        """Forget the encoded frames, and end a server of our own; no connection outlives a call."""
         self._clips.clear()
+        if self.server.process is not None:
+            self.server.process.close()
 
     async def _listed(self) -> list[str] | None:
         async with self.server as server:

@@ -9,13 +9,16 @@ import re
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 import httpx2
 from anyio.from_thread import start_blocking_portal
 
 from reward.config import JudgeConfig
+
+if TYPE_CHECKING:
+    from reward.judges.server_process import ServerProcess
 
 Result = TypeVar("Result")
 
@@ -50,6 +53,7 @@ class ServerUnavailable(RuntimeError):
 class Server:
     """One server during one call of a judge. Use inside `async with`, in one event loop.
 
+    `process` is the server's, where retake starts it: it is then made ready before every attempt.
     `draw` gives uniform numbers in [0, 1) for the jitter, `sleep` waits for seconds; tests replace both.
     """
 
@@ -57,27 +61,35 @@ class Server:
         self,
         config: JudgeConfig,
         *,
+        process: ServerProcess | None = None,
         draw: Callable[[], float] = random.random,
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
     ) -> None:
         """Raises ValueError where the environment lacks the key."""
         assert config.server is not None, "JudgeConfig requires a server for type openai"
-        self.config, self.settings = config, config.server
-        self.url = self.settings.base_url
+        assert (config.server.base_url is None) == (process is not None), "one or the other"
+        self.config, self.settings, self.process = config, config.server, process
         self._key = self.settings.api_key()
         self._draw, self._sleep = draw, sleep
         self._client: httpx2.AsyncClient | None = None
+        self._hopeless: Exception | None = None  # why the process cannot be made ready
         # it logs a line for every request, which would fill the stage's log
         logging.getLogger("httpx2").setLevel(logging.WARNING)
 
+    @property
+    def url(self) -> str:
+        return self.settings.base_url or (self.process.url if self.process is not None else "")
+
     async def __aenter__(self) -> Server:
+        self._one_at_a_time, self._hopeless = anyio.Lock(), None
         headers = {} if self._key is None else {"Authorization": f"Bearer {self._key.get_secret_value()}"}
         limits = httpx2.Limits(
             max_connections=self.settings.max_concurrency,
             max_keepalive_connections=self.settings.max_concurrency,
         )
         # no timeout of its own: an attempt has one for everything together
-        self._client = httpx2.AsyncClient(headers=headers, limits=limits, timeout=None)
+        own = self.process is not None  # no proxy stands between a machine and itself
+        self._client = httpx2.AsyncClient(headers=headers, limits=limits, timeout=None, trust_env=not own)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -116,7 +128,8 @@ class Server:
     async def _attempts(self, method: str, path: str, body: bytes | None = None) -> httpx2.Response:
         """The first response that is no reason to try again."""
         for attempt in range(self.settings.max_retries + 1):
-            response, trouble = await self._attempt(method, path, body)
+            url = await self._address(after_trouble=attempt > 0)
+            response, trouble = await self._attempt(method, url + path, body)
             if response is not None and not _try_again(response):
                 return response
             asked = 0.0 if response is None else _retry_after(response)
@@ -125,20 +138,34 @@ class Server:
                 break
             if attempt < self.settings.max_retries:
                 await self._sleep(asked + self._backoff(attempt))
+        key, remedy = "judge.server.base_url", "See that it runs"
+        if self.process is not None:
+            key, remedy = "judge.vllm", f"See its log, {self.process.log_path}"
         raise ServerUnavailable(
-            f"the server at {self.url} (judge.server.base_url) did not answer: {trouble}, after "
-            f"{attempt + 1} attempts. See that it runs; the same command resumes with what is still unasked"
+            f"the server at {self.url} ({key}) did not answer: {trouble}, after {attempt + 1} attempts. "
+            f"{remedy}; the same command resumes with what is still unasked"
         )
 
-    async def _attempt(
-        self, method: str, path: str, body: bytes | None
-    ) -> tuple[httpx2.Response | None, str]:
+    async def _address(self, *, after_trouble: bool) -> str:
+        """Where to send the next attempt, once a server is there that takes it."""
+        if self.process is None:
+            return self.url
+        async with self._one_at_a_time:  # the first of many requests that failed starts it again for all
+            if self._hopeless is not None:
+                raise self._hopeless
+            try:
+                return await self.process.ready(after_trouble=after_trouble)
+            except Exception as error:
+                self._hopeless = error  # the requests that wait here must not try in their turn
+                raise
+
+    async def _attempt(self, method: str, url: str, body: bytes | None) -> tuple[httpx2.Response | None, str]:
         """The response, or None, and what is wrong with it in words."""
         assert self._client is not None, "use the server inside async with"
         headers = {"Content-Type": "application/json"} if body is not None else {}
         try:
             with anyio.fail_after(self.settings.timeout_seconds):
-                response = await self._client.request(method, self.url + path, content=body, headers=headers)
+                response = await self._client.request(method, url, content=body, headers=headers)
         except TimeoutError:
             limit = f"{self.settings.timeout_seconds:g} s (judge.server.timeout_seconds)"
             return None, f"no answer within {limit}"
