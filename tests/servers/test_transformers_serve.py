@@ -64,6 +64,11 @@ def asked():
     return make_questions(6, 4)
 
 
+def one_order(asked):
+    """The votes on one message: the first question's in its own order."""
+    return [ask for ask in asked if ask.question.id == asked[0].question.id and not ask.swapped]
+
+
 def behind(url, folder, **server):
     settings = {"base_url": url, "max_retries": 1, "timeout_seconds": 600, **server}
     return load_judge(judge_config(type="openai", model=str(folder), server=settings))
@@ -77,12 +82,14 @@ def test_verdicts_are_distributed_as_in_process(url, folder, asked):
 
 def test_without_being_told_to_sample_it_does_not(url, folder, asked):
     """Its temperature is heard only where the model's own generation config samples."""
-    votes = behind(url, folder).vote(asked[:3])
+    votes = behind(url, folder).vote(one_order(asked))
     assert len({words(v) for v in votes}) == 1
 
 
 def test_a_seed_holds_for_one_request_at_a_time(url, folder, asked):
-    one, other = (behind(url, folder, extra_body=SAMPLING, max_concurrency=1).vote(asked[:4]) for _ in "ab")
+    one, other = (
+        behind(url, folder, extra_body=SAMPLING, max_concurrency=1).vote(one_order(asked)) for _ in "ab"
+    )
     assert [words(v) for v in one] == [words(v) for v in other]
     assert len({words(v) for v in one}) > 1
 
@@ -90,4 +97,4 @@ def test_a_seed_holds_for_one_request_at_a_time(url, folder, asked):
 def test_several_votes_in_one_request_are_refused_by_us(url, folder, asked):
     """It ignores n without a word; we see that a reply is missing."""
     with pytest.raises(ValueError, match=r"set judge\.server\.requests to one_vote"):
-        behind(url, folder, requests="one_order", extra_body=SAMPLING).vote(asked[:4])
+        behind(url, folder, requests="one_order", extra_body=SAMPLING).vote(one_order(asked))
