@@ -103,6 +103,9 @@ def curves(
     run: Run,
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    categories: Annotated[
+        bool, typer.Option("--categories", help="Also a row for each category of prompts.")
+    ] = False,
 ) -> None:
     """Print one row per round and metric, with its interval."""
     from loop.curves import read_curves, to_csv
@@ -111,7 +114,7 @@ def curves(
     with _exit_codes():
         if as_json and as_csv:
             raise UserError("--json and --csv exclude each other; give one")
-        rows = read_curves(find_run(run))
+        rows = read_curves(find_run(run), None if categories else "")
         if as_json:
             typer.echo(json.dumps(rows, indent=2))
         elif as_csv:
@@ -121,7 +124,8 @@ def curves(
                 low, high = (f"{end:.4f}" if (end := row[key]) is not None else "" for key in ("low", "high"))
                 value = "" if row["value"] is None else f"{row['value']:.4f}"
                 judge = f"  by {row['judge']}" if row["judge"] else ""
-                typer.echo(f"{row['round']:>5}  {row['metric']:<24} {value:>10}  [{low}, {high}]{judge}")
+                of = f"  of {row['category']}" if row["category"] else ""
+                typer.echo(f"{row['round']:>5}  {row['metric']:<24} {value:>10}  [{low}, {high}]{of}{judge}")
 
 
 @app.command()

@@ -257,7 +257,7 @@ class _World:
         rows = []
         for metric, curve in CURVES.items():
             half = 0.0 if metric == "drift_from_base" and number == 0 else curve[4]
-            for category in ("", "square"):
+            for category in ("", "ring", "square"):
                 rows.append(
                     {
                         "round": number,

@@ -200,6 +200,8 @@ def test_curves(retake, tmp_path, monkeypatch):
     assert text[2].split() == ["1", "oracle_total", "0.1000", "[0.0000,", "1.0000]"]
     assert text[3].split()[-2:] == ["by", "tiny"]
     assert retake("curves", "toy", "--csv", "--json").exit_code == 2
+    every = retake("curves", "toy", "--categories").stdout.splitlines()
+    assert len(every) == 9 and every[1].split()[-2:] == ["of", "red"]
 
 
 def test_verify_and_branch(retake, tmp_path):

@@ -79,7 +79,7 @@ def small(tmp_path: Path) -> Path:
 def test_a_complete_run_shows_every_section(run: Path) -> None:
     page = Page(write_report(run))
     assert [s["id"] for s in page.all("section")] == [
-        *("clips", "curves", "gates", "judge", "pairs", "data", "time", "configuration")
+        *("clips", "curves", "categories", "gates", "judge", "pairs", "data", "time", "configuration")
     ]
     assert "After 3 rounds, 2 kept, the oracle total rose from" in page.text
     assert "0.062 (0.012 to 0.11)" in page.text and "0.41 (0.36 to 0.46)" in page.text
@@ -151,6 +151,18 @@ def test_clips_that_could_not_be_used_are_counted_and_named(small: Path) -> None
     text = Page(write_report(small)).text
     assert "25 could not be used" in text and "<b>0.mp4" in text and "line 2: too short" in text
     assert "<b>19.mp4" in text and "<b>20.mp4" not in text and "5 more" in text
+
+
+def test_categories_have_a_table_where_there_are_two(run: Path, small: Path) -> None:
+    page = Page(write_report(run))
+    text = page.text[page.text.index("Means over the prompts of one category") :]
+    assert "ring" in text and "square" in text and "oracle total" in text
+    metrics = small / "round-000" / "evaluate" / "metrics.parquet"
+    for folder in ("round-000", "round-001"):
+        metrics = small / folder / "evaluate" / "metrics.parquet"
+        rows = [r for r in pq.read_table(metrics).to_pylist() if r["category"] != "ring"]
+        pq.write_table(pa.Table.from_pylist(rows), metrics)
+    assert "Means over the prompts of one category" not in Page(write_report(small)).text
 
 
 def test_overlapping_intervals_are_no_rise(small: Path) -> None:

@@ -53,6 +53,7 @@ def _page(run: Run, clips: Clips) -> str:
     parts: tuple[tuple[str, str, Callable[[Run], Html | None]], ...] = (
         ("clips", "Clips", partial(watch, clips=clips)),
         ("curves", "Curves", curves),
+        ("categories", "Categories", sections.categories),
         ("gates", "Gates", sections.decisions),
         ("judge", "Judge", partial(_judge, clips=clips)),
         ("pairs", "Pairs", sections.pairs),

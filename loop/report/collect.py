@@ -107,6 +107,12 @@ class Run:
         return min(rows, key=lambda row: row.get("part") != "report", default=None)
 
     @cached_property
+    def by_category(self) -> list[Row]:
+        """The rows of single categories that have a finite value."""
+        rows = read_curves(self.path, category=None)
+        return [row for row in rows if row["category"] and is_number(row.get("value"))]
+
+    @cached_property
     def events(self) -> list[Row]:
         return Store(self.path).events()
 

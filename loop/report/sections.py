@@ -144,6 +144,40 @@ def data(run: Run) -> Html | None:
     return element("div", lead, tables.plain(("left out", "why"), rows))
 
 
+_OF_CATEGORIES = (
+    ("oracle_total", "oracle total"),
+    ("win_rate_vs_base", "win rate against base"),
+    ("fool_rate", "fool rate"),
+    ("motion_magnitude", "motion"),
+)
+
+
+def categories(run: Run) -> Html | None:
+    """What became of each category of prompts, by round; None where there are not at least two."""
+    rows = run.by_category
+    if len({row["category"] for row in rows}) < 2:
+        return None
+    made: list[Html] = []
+    for colour, (name, title) in enumerate(_OF_CATEGORIES, start=1):
+        values: dict[str, dict[int, float]] = {}
+        for row in rows:
+            if row["metric"] == name:
+                values.setdefault(str(row["category"]), {})[row["round"]] = float(row["value"])
+        if values:
+            rounds = sorted({r for of in values.values() for r in of})
+            table = tables.over_rounds(
+                dict(sorted(values.items())), rounds, title, show=number, colour=colour
+            )
+            made.append(table)
+    lead = element(
+        "p",
+        "Means over the prompts of one category; retake curves --categories prints them with intervals. A "
+        "category has few prompts, so small differences are chance.",
+        _class="lead",
+    )
+    return element("div", lead, element("div", *made, _class="two")) if made else None
+
+
 def pairs(run: Run) -> Html | None:
     """Pairs kept by source and dropped by reason."""
     rounds = [r for r in run.rounds if run.artefact(r, "pair")]

@@ -68,6 +68,16 @@ class Rows:
     ) -> None:
         self.add_interval(metric, bootstrap_mean(values, groups, seed=0), category=category, judge=judge)
 
+    def add_by_category(
+        self, metric: str, values: Sequence[float], takes: Sequence[Take], *, judge: str = ""
+    ) -> None:
+        """A row over all takes ("" stands for them), and one for each category that they have."""
+        self.add(metric, values, [t.prompt_id for t in takes], judge=judge)
+        for category in sorted({t.category for t in takes} - {""}):
+            of = [i for i, t in enumerate(takes) if t.category == category]
+            groups = [takes[i].prompt_id for i in of]
+            self.add(metric, [values[i] for i in of], groups, category=category, judge=judge)
+
     def add_interval(self, metric: str, found: Interval, *, category: str = "", judge: str = "") -> None:
         self.rows.append(
             {
@@ -92,11 +102,7 @@ def run(ctx: StageContext) -> None:
     rows = Rows(ctx)
     scores = _score(ctx, takes)
     for name in scores[0]:
-        values = [s[name] for s in scores]
-        rows.add(name, values, [t.prompt_id for t in takes])
-        for category in sorted({t.category for t in takes} - {""}):  # "" stands for all
-            of = [i for i, t in enumerate(takes) if t.category == category]
-            rows.add(name, [values[i] for i in of], [takes[i].prompt_id for i in of], category=category)
+        rows.add_by_category(name, [s[name] for s in scores], takes)
     table = pa.Table.from_pylist([{"take_id": t.take_id, **s} for t, s in zip(takes, scores, strict=True)])
     write_table(ctx.out / "scores.parquet", table.to_pylist(), table.schema)
     _anchors(ctx, rows)
@@ -239,7 +245,7 @@ def _win_rate(
     asked = _subset(takes, ctx.config.evaluate.num_judged)
     others = [StoredClip(f"{metric}/{t.take_id}", folder / t.file) for t in asked]
     scores, _ = _asked(ctx, judge, "take_take", metric, asked, others)
-    rows.add(metric, scores, [t.prompt_id for t in asked], judge=judge_name)
+    rows.add_by_category(metric, scores, asked, judge=judge_name)
     before = {s["take_id"]: s.get("oracle_total") for s in read_table(folder / "scores.parquet")}
     now = {t.take_id: total for t, total in zip(takes, totals, strict=True)}
     agree, groups = [], []
@@ -270,7 +276,7 @@ def _fool_rate(ctx: StageContext, judge: Judge, judge_name: str, takes: Sequence
             others.append(StoredClip(anchor["anchor_id"], folder / anchor["file"]))
     if asked:
         scores, _ = _asked(ctx, judge, "take_real", "fool_rate", asked, others)
-        rows.add("fool_rate", scores, [t.prompt_id for t in asked], judge=judge_name)
+        rows.add_by_category("fool_rate", scores, asked, judge=judge_name)
 
 
 def _subset(takes: Sequence[Take], num: int | None) -> list[Take]:
