@@ -142,10 +142,10 @@ def weigh_by_certainty(
 
     `r` [num_rows] is the reward of the chosen reply, R = (log π_now − log π_parent) / tokens, with π_now the
     judge after this round's supervised step. PCE = σ((R − Q) / τ), Q = mean R; `tau` None = the standard
-    deviation of R. Where both judges are equal R = Q = 0 would let nothing pass, so PCE is 1 instead and the
-    report says `pce_uninformative` = 1.
+    deviation of R. Where all R are equal (both judges are, or there is but one row) PCE would be ½ for all
+    and let nothing pass. It tells nothing then: it is 1 instead, and the report has `pce_uninformative` = 1.
     """
-    if len(rows) == 0 or np.abs(r).max() < 1e-6:
+    if len(rows) == 0 or np.ptp(r) < 1e-6:
         return list(rows), {"pce_uninformative": 1.0, "pce_kept": float(len(rows)), "pce_dropped": 0.0}
     certainty = pce(r, float(r.mean()), tau or max(float(r.std()), 1e-6))
     kept = [

@@ -271,6 +271,9 @@ def test_equal_judges_make_pce_say_nothing():
     rows = preference_rows()
     kept, report = weigh_by_certainty(rows, np.zeros(4), None, 0.5)
     assert kept == rows and report["pce_uninformative"] == 1.0
+    # neither do judges that differ by the same everywhere, or in the only row there is
+    assert weigh_by_certainty(rows, np.full(4, 0.3), None, 0.5)[0] == rows
+    assert weigh_by_certainty(rows[:1], np.array([0.3]), 1.0, 0.5)[0] == rows[:1]
 
 
 def test_pce_keeps_what_gained_more_than_the_mean():
