@@ -163,10 +163,13 @@ class JudgeConfig(Section):
 
     @model_serializer(mode="wrap")
     def _without_idle_keys(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Our own form of reply is left out, so that it changes no stage's fingerprint."""
+        """Without our own form of reply and a vllm section that is not there: neither changes a vote, so
+        neither must change a stage's fingerprint."""
         kept: dict[str, Any] = write(self)
         if self.reply == "retake":
             kept.pop("reply", None)
+        if self.vllm is None:
+            kept.pop("vllm", None)
         return kept
 
     @field_validator("dimensions")
@@ -188,14 +191,6 @@ class JudgeConfig(Section):
         if isinstance(data, dict) and data.get("type") == "vllm":
             return {**data, "server": data.get("server") or {}, "vllm": data.get("vllm") or {}}
         return data
-
-    @model_serializer(mode="wrap")
-    def _without_idle_section(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without a vllm section there is no such key, as in runs that are older than it."""
-        kept = write(self)
-        if self.vllm is None:
-            kept.pop("vllm", None)
-        return kept
 
     @model_validator(mode="after")
     def _needs(self) -> JudgeConfig:

@@ -330,6 +330,8 @@ def test_a_run_lends_its_judge_in_force_and_what_calibrates_it(clips, monkeypatc
     assert found.trained == store.artefact(2, "train_judge")
     assert found.calibrators == store.artefact(2, "judge_gate") / "calibrators.json"
     save({"known": Calibrator("known", {"pooled": 1.0}, {"pooled": 9})}, found.calibrators)
+    assert choose_judge("run").judge.model == "toy/toy"  # toy stages train nothing
+    (found.trained / "judge").mkdir()
     own = choose_judge("run", ["judge.batch_size=2"])
     assert own.judge.model == f"{found.trained}/judge" and own.calibrators[KIND].kind == "known"
     # other settings are not what was calibrated, another judge is not what was trained either

@@ -76,6 +76,7 @@ def test_a_runs_trained_scorer_is_what_the_commands_ask(tmp_path):
     run_toy_campaign(load_config(tmp_path / "toy.yaml"), Store(tmp_path / "run"))
     trained = Store(tmp_path / "run").artefact(2, "train_judge")
     save({}, Store(tmp_path / "run").artefact(2, "judge_gate") / "calibrators.json")
+    (trained / "judge").mkdir()  # toy stages train nothing
     assert choose_judge(str(tmp_path / "run")).judge.model == f"{trained}/judge"
 
 
