@@ -44,7 +44,8 @@ from loop.steps.judge_gate import known_answers
 from loop.steps.judging import ask, fold_all, open_judge, write_verdicts, write_votes
 from loop.store import Store
 from reward import train
-from reward.certainty import apply, load
+from reward.calibration import load
+from reward.certainty import apply
 from reward.config import CertaintyConfig, JudgeConfig
 from reward.encoding import Encoder, Prompt
 from reward.judge import JUDGES

@@ -8,12 +8,20 @@ import torch
 import loop.embedded as embedded
 from benchmarks.arms import ARMS, SHARED, over_seeds, paired, share_start
 from benchmarks.dpo_step import counted, flops, needed
+from benchmarks.judge_ablation import ARMS as PARTS
+from benchmarks.judge_ablation import NO_REASONING, DirectJudge, judges_of, share
 from benchmarks.noise_levels import ratio_of, second_moments
 from benchmarks.sampling import Arms
 from generator.config import GeneratorConfig, SamplingConfig, UpdateConfig
 from generator.models.base import load_model
 from loop.config_file import load_config
+from loop.models import resolve_model
 from loop.store import Store
+from reward.config import DIMENSIONS, JudgeConfig
+from reward.encoding import Encoder
+from reward.judge import JUDGES
+from reward.voting import make_asks
+from tests.reward_clips import question
 from tests.test_generator import make_pairs
 from tests.tiny_wan import make_tiny_wan
 
@@ -121,3 +129,34 @@ def test_no_noise_level_teaches_from_a_tie_and_beta_scales_the_gradient(tmp_path
     assert second_moments(model, parameters, pairs, [1], config, 2) == [0, 0]
     # policy = reference: the slope of the logistic is ½, so the gradient is proportional to β
     assert [b / a for a, b in zip(plain, stronger, strict=True)] == pytest.approx([4, 4], rel=1e-3)
+
+
+def test_a_direct_judge_is_kept_from_reasoning():
+    settings = {"model": resolve_model("embedded:tiny-judge", "judge.model"), "instructions": "compare"}
+    settings |= {"frame_size": 32, "time_stamps": False, "max_new_tokens": 24, "dtype": "float32"}
+    judge = DirectJudge(JudgeConfig(**settings))
+    asked = make_asks(question("q", dimensions=DIMENSIONS), 2)
+    ids = judge.encoder.prompt(asked[0]).ids
+    plain = Encoder.prompt(judge.encoder, asked[0]).ids
+    opening = judge.encoder.decode(ids[len(plain) :]).replace(" ", "")  # its tokenizer knows words
+    assert ids[: len(plain)] == plain and opening == NO_REASONING
+    assert judge.encoder.reply_ids(NO_REASONING)[: len(ids) - len(plain)] == ids[len(plain) :]
+    votes = judge.vote(asked)
+    assert len(votes) == 4 and all(v.reasoning == "" for v in votes if v.answers)
+    with judges_of(PARTS["direct"]):
+        assert JUDGES["transformers"].endswith(":DirectJudge")
+    assert JUDGES["transformers"].endswith(":TransformersJudge")
+
+
+def test_every_part_of_the_judge_starts_from_what_came_before(tmp_path):
+    names = list(PARTS)
+    for name, part in PARTS.items():
+        assert part.starts_with is None or names.index(part.starts_with) < names.index(name)
+        load_config("quickstart", part.settings)
+    source, folder = tmp_path / "one", tmp_path / "two"
+    for name in ("round-000/prepare", "round-000/evaluate", "round-001/sample", "round-001/label"):
+        (source / name).mkdir(parents=True)
+        (source / name / "file").write_text(name)
+    share(source, ("sample",), folder)
+    found = sorted(str(p.parent.relative_to(folder)) for p in folder.rglob("file"))
+    assert found == ["round-000/evaluate", "round-000/prepare", "round-001/sample"]
