@@ -1,5 +1,6 @@
 """The control arms are what they say: valid settings, and paired differences on equal prompts and seeds."""
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -160,3 +161,12 @@ def test_every_part_of_the_judge_starts_from_what_came_before(tmp_path):
     share(source, ("sample",), folder)
     found = sorted(str(p.parent.relative_to(folder)) for p in folder.rglob("file"))
     assert found == ["round-000/evaluate", "round-000/prepare", "round-001/sample"]
+
+
+@pytest.mark.parametrize(
+    "file",
+    sorted((Path(__file__).parent.parent / "benchmarks").glob("[a-z]*.py")),
+    ids=lambda file: file.stem,
+)
+def test_every_benchmark_finds_what_it_imports(file):
+    assert importlib.import_module(f"benchmarks.{file.stem}").__doc__
