@@ -224,6 +224,72 @@ def counted(arm: str, backward: int, losers: int, share: float) -> float:
     return clips * (1 + backward + (share if arm.startswith("ours") else 1))
 
 
+def build(kind: str, options: argparse.Namespace, cuda: bool) -> tuple[Arms, int, int]:
+    """The arms on one model, and the operations of a clip's forward (`flops`)."""
+    with tempfile.TemporaryDirectory() as folder:
+        size = WAN if options.wan else {"width": options.width, "layers": options.layers}
+        path = tiny_pipeline(Path(folder), **size)
+        # with a LoRA the base is held in the dtype of the forward
+        held = options.dtype if kind == "lora" else "float32"
+        config = GeneratorConfig(model=path, max_text_tokens=8, dtype=held)
+        model = load_model(config, device="cuda" if cuda else "cpu")
+    shape = WAN_SHAPE if options.wan else tuple(options.shape)
+    text = model.encode_prompts(["a red ring moves left"]).to("cpu")
+    if options.wan:
+        text = text.with_tensors(text=torch.randn(1, WAN_TOKENS, WAN["text_dim"], dtype=text["text"].dtype))
+    model.release_encoders()
+    pairs = make_pairs(options.winners, options.losers, shape, text)
+    lora = LoraConfig(rank=16) if kind == "lora" else None
+    settings = UpdateConfig(lora=lora, losers_per_winner=options.losers, dtype=options.dtype)
+    arms = Arms(model, pairs, options.losers, settings)
+    if options.activation_checkpointing:
+        for transformer in model.transformers:
+            transformer.enable_gradient_checkpointing()
+    return arms, *flops(model, shape, text.to(model.device), getattr(torch, options.dtype))
+
+
+def take_turns(
+    arms: Arms, repeats: int, share: float, cuda: bool
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Median seconds a pair of every arm, and its peak memory in GiB (on a CPU the process's so far)."""
+    calls = arms.calls()
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    peaks: dict[str, float] = {}
+    for repeat in range(repeats + 1):
+        for name, (call, before) in calls.items():
+            gc.collect()
+            extra = seconds(before, cuda) if before else 0.0
+            if cuda:
+                torch.cuda.reset_peak_memory_stats()
+            spent = seconds(call, cuda) + share * extra
+            if repeat:  # the first warms up
+                times[name].append(spent)
+            peaks[name] = (
+                torch.cuda.max_memory_allocated() / 2**30
+                if cuda
+                else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+            )
+    return {name: statistics.median(t) / len(arms.pairs.ids) for name, t in times.items()}, peaks
+
+
+def measure(kind: str, options: argparse.Namespace, cuda: bool, share: float) -> None:
+    """Prints one row an arm."""
+    arms, products, attention = build(kind, options, cuda)
+    medians, peaks = take_turns(arms, options.repeats, share, cuda)
+    lora = kind == "lora"
+    forwards = {name: counted(name, 1 if lora else 2, options.losers, share) for name in medians}
+    for name, value in medians.items():
+        row: dict[str, Any] = {"weights": kind, "arm": name, "seconds_per_pair": round(value, 5)}
+        for other in ("common", "realdpo"):
+            row[f"vs_{other}"] = round(value / medians[other], 3)
+            row[f"vs_{other}_forwards"] = round(forwards[name] / forwards[other], 3)
+        tflop = needed(name, products, attention, lora, options.losers, share) / 1e12
+        row["needed_tflop"] = round(tflop, 6)
+        if options.peak_tflops:
+            row["utilisation"] = round(tflop / value / options.peak_tflops, 3)
+        print(json.dumps({**row, "peak_gib": round(peaks[name], 3)}), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -249,61 +315,7 @@ def main() -> None:
     cuda = torch.cuda.is_available()
     share = options.draws / options.epochs
     for kind in options.weights:
-        with tempfile.TemporaryDirectory() as folder:
-            size = WAN if options.wan else {"width": options.width, "layers": options.layers}
-            path = tiny_pipeline(Path(folder), **size)
-            # with a LoRA the base is held in the dtype of the forward
-            held = options.dtype if kind == "lora" else "float32"
-            model = load_model(
-                GeneratorConfig(model=path, max_text_tokens=8, dtype=held), device="cuda" if cuda else "cpu"
-            )
-        lora = LoraConfig(rank=16) if kind == "lora" else None
-        shape = WAN_SHAPE if options.wan else tuple(options.shape)
-        text = model.encode_prompts(["a red ring moves left"]).to("cpu")
-        if options.wan:
-            text = text.with_tensors(
-                text=torch.randn(1, WAN_TOKENS, WAN["text_dim"], dtype=text["text"].dtype)
-            )
-        model.release_encoders()
-        pairs = make_pairs(options.winners, options.losers, shape, text)
-        config = UpdateConfig(lora=lora, losers_per_winner=options.losers, dtype=options.dtype)
-        arms = Arms(model, pairs, options.losers, config)
-        if options.activation_checkpointing:
-            for transformer in model.transformers:
-                transformer.enable_gradient_checkpointing()
-        products, attention = flops(model, shape, text.to(model.device), getattr(torch, options.dtype))
-        calls = arms.calls()
-        times: dict[str, list[float]] = {name: [] for name in calls}
-        peaks: dict[str, float] = {}
-        for repeat in range(options.repeats + 1):
-            for name, (call, before) in calls.items():
-                gc.collect()
-                extra = seconds(before, cuda) if before else 0.0
-                if cuda:
-                    torch.cuda.reset_peak_memory_stats()
-                spent = seconds(call, cuda) + share * extra
-                if repeat:  # the first warms up
-                    times[name].append(spent)
-                if cuda:
-                    peaks[name] = torch.cuda.max_memory_allocated() / 2**30
-        medians = {name: statistics.median(t) / len(pairs.ids) for name, t in times.items()}
-        backward = 1 if lora else 2
-        for name, value in medians.items():
-            row: dict[str, Any] = {"weights": kind, "arm": name, "seconds_per_pair": round(value, 5)}
-            for other in ("common", "realdpo"):
-                predicted = counted(name, backward, options.losers, share) / counted(
-                    other, backward, options.losers, share
-                )
-                row[f"vs_{other}"] = round(value / medians[other], 3)
-                row[f"vs_{other}_forwards"] = round(predicted, 3)
-            tflop = needed(name, products, attention, bool(lora), options.losers, share) / 1e12
-            row["needed_tflop"] = round(tflop, 6)
-            if options.peak_tflops:
-                row["utilisation"] = round(tflop / value / options.peak_tflops, 3)
-            row["peak_gib"] = round(
-                peaks[name] if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3
-            )
-            print(json.dumps(row), flush=True)
+        measure(kind, options, cuda, share)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from loop.errors import UserError
 from loop.steps.judging import ask
 from reward.config import JudgeConfig, VotingConfig
 from reward.judge import PlugInFailed, load_judge
-from reward.question import Reply, vote_of
+from reward.question import Reply, Vote, vote_of
 from reward.voting import fold, make_asks
 from tests.openai_server import Answer, FakeServer, choice, error
 from tests.reward_clips import question
@@ -140,11 +140,12 @@ class Broken:
 NAME = f"judge.target '{__name__}:Broken'"
 
 
-def ask_broken(monkeypatch, how: str) -> None:
+def ask_broken(monkeypatch, how: str) -> list[Vote]:
     monkeypatch.setattr(Broken, "how", how)
     judge = load_judge(JudgeConfig(type="python", target=f"{__name__}:Broken"))
-    judge.vote([one for i in range(4) for one in make_asks(question(f"q{i}"), 1)])
+    votes = judge.vote([one for i in range(4) for one in make_asks(question(f"q{i}"), 1)])
     judge.identity()
+    return votes
 
 
 @pytest.mark.parametrize(
@@ -169,9 +170,13 @@ def test_a_plug_in_that_fails_is_named_with_the_question(monkeypatch, how, kind,
 
 
 def test_a_sound_plug_in_gets_its_asks_as_a_list(monkeypatch):
-    ask_broken(monkeypatch, "")
+    votes = ask_broken(monkeypatch, "")
+    assert [(v.question_id, v.swapped) for v in votes] == [
+        (f"q{i}", s) for i in range(4) for s in (False, True)
+    ]
+    # it may do with them what one does with lists
     monkeypatch.setattr(Broken, "vote", lambda self, asks: [self.one(a) for a in (asks + asks)[: len(asks)]])
-    ask_broken(monkeypatch, "")
+    assert ask_broken(monkeypatch, "") == votes
 
 
 @pytest.mark.parametrize(
