@@ -255,6 +255,15 @@ def test_without_a_share_takes_against_real_clips_are_votes_like_others(tmp_path
     assert kinds == {("take_take", "own"): 3, ("take_real", "own"): 6} and drops == {}
 
 
+def test_votes_of_a_round_that_asked_otherwise_are_counted_not_used(tmp_path):
+    """A branch may change `label`: what it would not ask it cannot show again."""
+    ctx = labelled(tmp_path)
+    label = {"segments": False, "against_real": 0}
+    rows, drops = own_votes(context(tmp_path, ctx.inputs, label=label))
+    assert {row.ask.question.kind for row in rows} == {"take_take"} and len(rows) == 3
+    assert drops == {"asked_under_other_settings": 6}
+
+
 def test_with_a_share_only_verdicts_for_the_real_clip_teach(tmp_path):
     rows, drops = own_votes(labelled(tmp_path, real_share=0.4))
     real = [row for row in rows if row.source == "real"]

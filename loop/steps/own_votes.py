@@ -47,7 +47,10 @@ def own_votes(ctx: StageContext) -> tuple[list[PreferenceRow], dict[str, int]]:
     rows: list[PreferenceRow] = []
     drops: dict[str, int] = defaultdict(int)
     for question_id, verdict in verdicts.items():
-        question = questions[question_id]
+        question = questions.get(question_id)
+        if question is None:  # a branch that labels otherwise than the round it came from
+            drops["asked_under_other_settings"] += 1
+            continue
         is_real = by_rule and verdict.kind == "take_real"
         if is_real:
             reason = _why_not_real(question, verdict, anchors)
