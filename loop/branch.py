@@ -20,7 +20,8 @@ from loop.store import Store, read_manifest, write_atomically
 
 FILE = "branch.json"
 # what rounds before and after have in common, or their curves could not be compared
-COMMON = ("seed", "data", "generator", "evaluate", *(f"judge.{k}" for k in ("type", "model", "dimensions")))
+_MEASURED = ("seed", "data", "generator", "evaluate", "held_out_judge")
+COMMON = (*_MEASURED, *(f"judge.{k}" for k in ("type", "model", "dimensions")))
 
 
 @dataclass(frozen=True)

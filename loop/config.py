@@ -207,6 +207,8 @@ class CampaignConfig(Section):
     data: DataConfig = DataConfig()
     generator: GeneratorConfig
     judge: JudgeConfig
+    # asked for the gate and for measures, never for labels; none = judge as it came, before any training
+    held_out_judge: JudgeConfig | None = None
     known_answers: KnownAnswersConfig = KnownAnswersConfig()
     train_judge: TrainJudgeConfig = TrainJudgeConfig()
     judge_gate: JudgeGateConfig = JudgeGateConfig()
@@ -219,10 +221,23 @@ class CampaignConfig(Section):
     gate: GateConfig = GateConfig()
     launch: LaunchConfig = LaunchConfig()
 
+    @property
+    def measuring_judge(self) -> JudgeConfig:
+        """The judge that stays as it is for the whole campaign."""
+        return self.held_out_judge or self.judge
+
+    @model_serializer(mode="wrap")
+    def _without_idle_keys(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Where there is none, no older fingerprint knows the key."""
+        return {n: value for n, value in write(self).items() if n != "held_out_judge" or value is not None}
+
     @model_validator(mode="after")
     def _overall_is_asked(self) -> "CampaignConfig":
-        if "overall" not in self.judge.dimensions:
-            raise ValueError("judge.dimensions lacks overall, by which pairs and gates are decided; add it")
+        for name, judge in (("judge", self.judge), ("held_out_judge", self.measuring_judge)):
+            if "overall" not in judge.dimensions:
+                raise ValueError(
+                    f"{name}.dimensions lacks overall, by which pairs and gates are decided; add it"
+                )
         return self
 
     @model_validator(mode="after")

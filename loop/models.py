@@ -22,6 +22,8 @@ def check_models(config: CampaignConfig) -> None:
     """Raise UserError for what no stage could load. No weights are read, no server asked."""
     _check_files(config)
     check_judge(config.judge)
+    if config.held_out_judge is not None:
+        check_judge(config.held_out_judge, "held_out_judge")
     if config.rounds:
         check_training(config)
     _check_folder(
@@ -43,12 +45,12 @@ def _check_files(config: CampaignConfig) -> None:
             raise UserError(f"data.{key}: {name}: no such file; correct the path")
 
 
-def check_judge(judge: JudgeConfig) -> None:
+def check_judge(judge: JudgeConfig, key: str = "judge") -> None:
     """Raise UserError for a judge that cannot be loaded. No weights are read, no server asked."""
     try:
         check_judge_type(judge.type)
         if judge.target is not None:
-            import_target(judge.target, "judge.target")
+            import_target(judge.target, f"{key}.target")
         if judge.type == "openai" and judge.server is not None:
             judge.server.api_key()
         if judge.type == "vllm" and judge.vllm is not None:
@@ -61,7 +63,7 @@ def check_judge(judge: JudgeConfig) -> None:
         raise UserError(str(error)) from None
     if has_weights_here(judge):
         assert judge.model is not None
-        _check_folder(resolve_model(judge.model, "judge.model"), "judge.model", "config.json")
+        _check_folder(resolve_model(judge.model, f"{key}.model"), f"{key}.model", "config.json")
 
 
 def check_training(config: CampaignConfig) -> None:
@@ -101,7 +103,7 @@ def _check_new_head(config: CampaignConfig) -> None:
             "judge.scorer.new_head is a head of zeros, but train_judge.num_steps is 0: raise it, or give a "
             "scorer"
         )
-    if config.gate.enabled and not _has_head(config.judge):
+    if config.gate.enabled and config.held_out_judge is None and not _has_head(config.judge):
         raise UserError(
             "judge.scorer.new_head is a head of zeros, and the gate asks the judge as it came: set "
             "gate.enabled to false to train a scorer, then give its train_judge/judge folder as "

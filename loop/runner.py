@@ -18,7 +18,7 @@ from loop.progress import Display
 from loop.seed_reasoning import seed_identity
 from loop.stages import Stage, StageContext, derive_seed, plan
 from loop.store import Store, environment, fingerprint, read_manifest
-from reward.config import without_transport
+from reward.config import JudgeConfig, without_transport
 from reward.scorers.checklist import checklist_digest
 
 USER_STAGES = ("prepare",)  # reads what the user gave: its ValueErrors are about that, not about our code
@@ -108,30 +108,16 @@ class StageRunner:
     def _slice(self, stage: Stage) -> dict[str, Any]:
         """The sections that change the stage's result, and which weights stand behind a model's name."""
         config = self.config.part(stage.config)
-        server = config.get("judge", {}).pop("server", None)
-        if server is not None:  # absent where there is none: it stands in no older manifest
-            config["judge"]["server"] = without_transport(server)
-        config.get("judge", {}).pop("vllm", None)
-        vllm = self.config.judge.vllm
-        if "judge" in config and vllm is not None and vllm.deciding:  # likewise
-            config["judge"]["vllm"] = {"arguments": vllm.deciding}
-        answers = config.get("judge", {}).pop("answers", None)
-        if answers is not None:  # likewise
-            config["judge"]["answers"] = hashlib.sha256(Path(answers).expanduser().read_bytes()).hexdigest()
-        scorer = config.get("judge", {}).pop("scorer", None)
-        if scorer is not None:  # likewise
-            if scorer["checklist"] is not None:
-                scorer["checklist"] = checklist_digest(self.config.judge)
-            config["judge"]["scorer"] = scorer
+        for name in ("judge", "held_out_judge"):
+            judge = getattr(self.config, name)
+            if name in config and judge is not None:
+                _identify_judge(config[name], judge, name)
         seed = config.get("data", {}).pop("seed_reasoning", None)
-        if seed is not None:  # likewise
+        if seed is not None:  # absent where there is none: it stands in no older manifest
             config["data"]["seed_reasoning"] = seed_identity(seed)
-        for section in ("generator", "judge"):
-            if section == "judge" and not has_weights_here(self.config.judge):
-                continue
-            model = config.get(section, {}).get("model")
-            if model is not None:
-                config[section]["weights"] = model_identity(resolve_model(model, f"{section}.model"))
+        if "generator" in config:
+            model = self.config.generator.model
+            config["generator"]["weights"] = model_identity(resolve_model(model, "generator.model"))
         return config
 
     def _fingerprint_of(self, artefact: Path) -> str:
@@ -168,6 +154,29 @@ class StageRunner:
                 seconds = time.monotonic() - began
                 with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
                     self.store.event(outcome, round=round, stage=name, seconds=seconds)
+
+
+def _identify_judge(section: dict[str, Any], judge: JudgeConfig, key: str) -> None:
+    """Puts what decides a judge's answers in the place of addresses, paths and names.
+
+    What is absent from a judge's config stays absent: it stands in no older manifest.
+    """
+    server = section.pop("server", None)
+    if server is not None:
+        section["server"] = without_transport(server)
+    section.pop("vllm", None)
+    if judge.vllm is not None and judge.vllm.deciding:
+        section["vllm"] = {"arguments": judge.vllm.deciding}
+    answers = section.pop("answers", None)
+    if answers is not None:
+        section["answers"] = hashlib.sha256(Path(answers).expanduser().read_bytes()).hexdigest()
+    scorer = section.pop("scorer", None)
+    if scorer is not None:
+        if scorer["checklist"] is not None:
+            scorer["checklist"] = checklist_digest(judge)
+        section["scorer"] = scorer
+    if judge.model is not None and has_weights_here(judge):
+        section["weights"] = model_identity(resolve_model(judge.model, f"{key}.model"))
 
 
 @contextlib.contextmanager

@@ -87,10 +87,10 @@ STAGES: dict[str, Stage] = {
         config=("generator", "update"), distributed=True),
     "evaluate": Stage("loop.steps.evaluate:run",
         inputs=("prepare", "generator?", "judge?", "previous?", "base?", "sample?", "pair?"),
-        config=("generator", "sample", "judge", "known_answers", "evaluate")),
+        config=("generator", "sample", "judge", "held_out_judge", "known_answers", "evaluate")),
     "gate": Stage("loop.steps.gate:run",
         inputs=("prepare", "update", "generator?"),
-        config=("generator", "sample", "judge", "gate")),
+        config=("generator", "sample", "judge", "held_out_judge", "gate")),
 }
 # fmt: on
 

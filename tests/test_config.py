@@ -169,3 +169,15 @@ def test_reading_a_config_imports_nothing_heavy():
     code = f"import sys, loop.config_file, loop.campaign, loop.status; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_held_out_judge_is_a_judge_of_its_own_and_stands_in_no_older_fingerprint(tmp_path):
+    path = write(tmp_path, MINIMAL)
+    alone = load_config(path).config
+    assert "held_out_judge" not in alone.model_dump() and alone.measuring_judge is alone.judge
+    both = load_config(path, ["held_out_judge.model=other"]).config
+    assert both.part(("held_out_judge", "gate"))["held_out_judge"]["model"] == "other"
+    assert both.measuring_judge.model == "other" and both.judge.model == "j"
+    assert "held_out_judge.dimensions lacks overall" in message(
+        path, "held_out_judge.model=other", "held_out_judge.dimensions=[motion]"
+    )

@@ -1,8 +1,8 @@
 """gate: keep the new generator, or roll back to its parent.
 
 Both film the gate part's prompts with seeds that no earlier round has used, and a judge that is frozen for
-the whole campaign (the configured one, before any training here) compares them blind. The report part has no
-say.
+the whole campaign (held_out_judge, or the configured one before any training here) compares them blind. The
+report part has no say.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 from loop.stages import StageContext, derive_seed
 from loop.statistics import bootstrap_mean
 from loop.steps.common import clip_paths, load_generator, read_table, write_json
-from loop.steps.judging import ask, fold_all, open_judge, write_verdicts
+from loop.steps.judging import ask, fold_all, open_held_out_judge, write_verdicts
 from loop.steps.questions import StoredClip, make_question
 from loop.steps.sample import Take, anchor_of, film
 from reward.config import VotingConfig
@@ -36,13 +36,13 @@ def run(ctx: StageContext) -> None:
                 StoredClip(f"candidate/{t.take_id}", ctx.out / "candidate" / f"{t.take_id}.mp4"),
                 StoredClip(f"parent/{t.take_id}", ctx.out / "parent" / f"{t.take_id}.mp4"),
             ),
-            ctx.config.judge.dimensions,
+            ctx.config.measuring_judge.dimensions,
             scope=f"{ctx.config.seed}/{ctx.round}/gate",
             group=t.prompt_id,
         )
         for t in takes
     ]
-    judge = open_judge(ctx, None)
+    judge = open_held_out_judge(ctx)
     voting = VotingConfig(num_ballots=settings.num_ballots)
     try:
         verdicts = fold_all(questions, ask(ctx, judge, questions, voting, "gate"))

@@ -66,16 +66,24 @@ _SHARD = 64  # questions: a kill costs at most this many
 
 def judge_config(ctx: StageContext, trained: Path | None) -> JudgeConfig:
     """The configured judge with the weights of a train_judge artefact, or its own if there is none."""
-    config = with_weights(ctx.config.judge, trained)
+    return _with_log(ctx, with_weights(ctx.config.judge, trained), "vllm")
+
+
+def _with_log(ctx: StageContext, config: JudgeConfig, name: str) -> JudgeConfig:
     if config.vllm is not None and config.vllm.log is None:
         # it stays if the stage fails, and goes with the scratch folder if not
-        log = str(ctx.scratch / "vllm.log")
+        log = str(ctx.scratch / f"{name}.log")
         return config.model_copy(update={"vllm": config.vllm.model_copy(update={"log": log})})
     return config
 
 
 def open_judge(ctx: StageContext, trained: Path | None) -> Judge:
     return load_judge(judge_config(ctx, trained))
+
+
+def open_held_out_judge(ctx: StageContext) -> Judge:
+    """The judge that no training of this campaign touches: held_out_judge, or judge as it came."""
+    return load_judge(_with_log(ctx, with_weights(ctx.config.measuring_judge), "held-out-vllm"))
 
 
 def ask(
