@@ -87,7 +87,9 @@ def arms_of(runs: Sequence[str], groups: Sequence[str]) -> list[Arm]:
 
 
 def compare(arms: Sequence[Arm], metrics: Sequence[str] = (), rounds: Sequence[int] = ()) -> Comparison:
-    """Compare the arms with the first one. metrics, rounds: only these; empty = all, less those of real clips.
+    """Compare the arms with the first one.
+
+    metrics, rounds: only these; empty = all, but for metrics of real clips.
 
     Raises UserError for a metric or a round that one of the runs does not have, and for runs without a
     metric in common.

@@ -97,7 +97,8 @@ def legend(arms: Sequence[Arm]) -> list[str]:
 
 def _number(value: float, sign: str = "-") -> str:
     """Three decimals, or three digits of what is smaller than that would show."""
-    return format(value, f"{sign}.3f" if value == 0 or abs(value) >= 0.1 else f"{sign}.3g")
+    text = format(value, f"{sign}.3f" if value == 0 or abs(value) >= 0.1 else f"{sign}.3g")
+    return text.replace("-", "−")
 
 
 def _flat(difference: Difference) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from loop.store import Manifest, Store, read_manifest
 from loop.table_files import finite
 
 BY_JUDGE = "verdicts-{}.parquet"  # of evaluate, for each metric that a judge's comparisons make
+HELD_OUT = "held_out_"  # before a metric's name: the same, by the held-out judge
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,11 @@ class Measured:
         A take whose value could not be measured is left out.
         """
         row = self.rows[metric]
-        found = self._scores.get(row["metric"]) or self._judged(row["metric"])
+        name = row["metric"]
+        found = self._scores.get(name) or self._judged(name)
+        same = self.rows.get(name.removeprefix(HELD_OUT))
+        if not found and same is not None and same["judge"] == row["judge"]:
+            found = self._judged(same["metric"])  # one judge was asked once for both
         total = row["value"]
         if not found or total is None:
             return {}

@@ -79,9 +79,12 @@ def bootstrap(
     return _interval(statistic(np.ones(len(groups))), np.array(found), len(groups), level)
 
 
-def _check_lengths(values: Sequence[float], groups: Sequence[str]) -> None:
-    if len(values) != len(groups):
-        raise ValueError(f"{len(values)} values but {len(groups)} groups")
+def _draw_groups(groups: Sequence[str], seed: int, num_draws: int) -> tuple[np.ndarray, np.ndarray]:
+    """The number of each row's group [N], and the numbers of the groups that are drawn [draws, groups]."""
+    names, index = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    if len(names) == 1:
+        names = index = np.arange(len(groups))
+    return index, np.random.default_rng(seed).integers(len(names), size=(num_draws, len(names)))
 
 
 def _draw_means(values: Sequence[float], groups: Sequence[str], seed: int, num_draws: int) -> np.ndarray:
@@ -92,12 +95,9 @@ def _draw_means(values: Sequence[float], groups: Sequence[str], seed: int, num_d
     return sums[draws].sum(axis=1) / counts[draws].sum(axis=1)
 
 
-def _draw_groups(groups: Sequence[str], seed: int, num_draws: int) -> tuple[np.ndarray, np.ndarray]:
-    """The number of each row's group [N], and the numbers of the groups that are drawn [draws, groups]."""
-    names, index = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
-    if len(names) == 1:
-        names = index = np.arange(len(groups))
-    return index, np.random.default_rng(seed).integers(len(names), size=(num_draws, len(names)))
+def _check_lengths(values: Sequence[float], groups: Sequence[str]) -> None:
+    if len(values) != len(groups):
+        raise ValueError(f"{len(values)} values but {len(groups)} groups")
 
 
 def _interval(value: float, draws: np.ndarray, num: int, level: float) -> Interval:

@@ -41,7 +41,11 @@ def page(found: Comparison) -> str:
         element(
             "header",
             element("p", "retake · comparison of runs", _class="eyebrow"),
-            element("div", element("h1", f"{first.name} and {len(others)} more"), _class="name"),
+            element(
+                "div",
+                element("h1", f"{', '.join(arm.name for arm in others)} against {first.name}"),
+                _class="name",
+            ),
             element("dl", *arms, _class="facts"),
         ),
         *(element("p", line, _class="lead") for line in told),
