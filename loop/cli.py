@@ -235,6 +235,30 @@ def branch(
         _run(loaded, root, f"retake run {root / 'resolved.json'} --dir {root}")
 
 
+@app.command("export-vbench")
+def export_vbench(
+    run: Run,
+    round: Annotated[int, typer.Argument(metavar="ROUND", min=0, help="0 is the base.")],
+    out: Annotated[Path | None, typer.Option(help="Default: RUN-round-ROUND-vbench beside RUN.")] = None,
+    full_info: Annotated[
+        Path | None,
+        typer.Option(help="VBench's VBench_full_info.json: says which of its own prompts are there."),
+    ] = None,
+) -> None:
+    """Lay out a round's evaluated clips so that the official VBench tool runs on them."""
+    from loop.export_vbench import commands, remarks
+    from loop.export_vbench import export_vbench as export
+    from loop.status import find_run
+
+    with _exit_codes():
+        source = find_run(run)
+        folder = out or source.with_name(f"{source.name}-round-{round}-vbench")
+        found = export(source, round, folder, full_info)
+        for line in remarks(found):
+            typer.echo(line, err=True)
+        typer.echo("\n".join(commands(found)))
+
+
 @app.command("judge")
 def judge_(
     first: Annotated[Path, typer.Argument(metavar="A", help="A video file.")],
