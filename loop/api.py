@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -199,24 +199,16 @@ class Campaign:
 
     def _in_table(self, stage: str, round: int | None, take_id: str) -> Path | None:
         folder = None if round is None else self.artefact(round, stage)
-        if folder is None or not (folder / "takes.parquet").is_file():
-            return None
-        takes = read_parquet(folder / "takes.parquet").set_index("take_id")["file"]
-        return folder / takes[take_id] if take_id in takes else None
+        return None if folder is None else _clips_in(folder / "takes.parquet", "take_id", "file").get(take_id)
 
     def _given(self) -> dict[str, Path]:
         """Files of anchors and of clips that people compared, by id."""
         folder = self.artefact(0, "prepare")
-        found: dict[str, Path] = {}
-        for table, id, file in (
-            ("anchors", "anchor_id", "file"),
-            ("human_pairs", "clip_A", "file_A"),
-            ("human_pairs", "clip_B", "file_B"),
-        ):
-            if folder is not None and (folder / f"{table}.parquet").is_file():
-                rows = read_parquet(folder / f"{table}.parquet")
-                found |= {name: folder / path for name, path in zip(rows[id], rows[file], strict=True)}
-        return found
+        if folder is None:
+            return {}
+        people = folder / "human_pairs.parquet"
+        sides = [_clips_in(people, f"clip_{side}", f"file_{side}") for side in "AB"]
+        return sides[0] | sides[1] | _clips_in(folder / "anchors.parquet", "anchor_id", "file")
 
     def _previous(self, round: int | None) -> int | None:
         """The round whose evaluation a round's one was compared with as its predecessor's."""
@@ -250,3 +242,14 @@ class Campaign:
 
     def _kept(self, round: int) -> bool | None:
         return is_kept(self.path / f"round-{round:03d}")
+
+
+def _clips_in(table: Path, id: str, file: str) -> dict[str, Path]:
+    """The clips that a committed table names, by id; {} where there is no such table."""
+    return _read_clips(table, id, file, table.stat().st_mtime_ns) if table.is_file() else {}
+
+
+@lru_cache(maxsize=256)  # a table a stage and round: ids are looked up one by one
+def _read_clips(table: Path, id: str, file: str, written: int) -> dict[str, Path]:
+    rows = read_parquet(table)
+    return {name: table.parent / path for name, path in zip(rows[id], rows[file], strict=True)}

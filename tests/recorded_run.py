@@ -93,7 +93,7 @@ def _tables(
         rows = [
             {
                 "anchor_id": f"anchor-{i}", "file": f"clips/anchor-{i}.mp4", "caption": prompt,
-                "source": f"s{i}", "category": prompt.split()[1], "part": "report", "sha256": anchors * 64,
+                "source": f"s{i}", "category": prompt.split()[-1], "part": "report", "sha256": anchors * 64,
             }
             for i, prompt in enumerate(prompts)
         ]  # fmt: skip
@@ -123,16 +123,22 @@ def _tables(
     return {"metrics.json": {}}
 
 
+def prompt_id(prompt: str) -> str:
+    return f"prompt-{hashlib.sha256(prompt.encode()).hexdigest()[:10]}"
+
+
 def _takes(number: int, stage: str, seed: int, prompts: Sequence[str]) -> list[Row]:
+    """Of evaluate, or those that sample films and that label and pair are about."""
+    stage = "evaluate" if stage == "evaluate" else "sample"
     before = f"r{number:03d}-fresh-" if stage == "sample" else ""
     takes = []
     for prompt in prompts:
         for n in range(NUM_SEEDS):
-            take_id = f"{before}prompt-{prompt.replace(' ', '-')}-{n}"
+            take_id = f"{before}{prompt_id(prompt)}-{n}"
             takes.append(
                 {
-                    "take_id": take_id, "kind": "fresh", "prompt_id": f"prompt-{prompt.replace(' ', '-')}",
-                    "prompt": prompt, "category": prompt.split()[1], "file": f"clips/{take_id}.mp4",
+                    "take_id": take_id, "kind": "fresh", "prompt_id": prompt_id(prompt),
+                    "prompt": prompt, "category": prompt.split()[-1], "file": f"clips/{take_id}.mp4",
                     "seed": derive_seed(seed, stage, take_id), "anchor_id": None, "eta": None,
                     "pair_index": None,
                 }
