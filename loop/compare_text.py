@@ -6,10 +6,13 @@ from typing import Any
 from loop.compare import Arm, Cell, Comparison
 from loop.pairing import Difference
 
+_OF_DIFFERENCE = (
+    *("difference", "difference_low", "difference_high", "difference_lowest", "difference_highest"),
+    *("paired", "num_takes", "num_prompts", "note"),
+)
 COLUMNS = (
     *("metric", "round", "arm", "value", "low", "high", "num_clips", "num_runs", "lowest", "highest", "kept"),
-    *("judge", "difference", "difference_low", "difference_high", "difference_lowest", "difference_highest"),
-    *("paired", "num_takes", "num_prompts", "note"),
+    *("judge", *_OF_DIFFERENCE),
 )
 ROLLED_BACK, UNPAIRED = "*", "~"
 
@@ -20,7 +23,7 @@ def flat_rows(found: Comparison) -> list[dict[str, Any]]:
     for (metric, number, arm), cell in found.cells.items():
         row: dict[str, Any] = {"metric": metric, "round": number, "arm": arm}
         row |= {name: value for name, value in vars(cell).items() if name != "difference"}
-        row |= dict.fromkeys(COLUMNS[12:])
+        row |= dict.fromkeys(_OF_DIFFERENCE)
         if cell.difference is not None:
             row |= _flat(cell.difference)
         rows.append(row)
