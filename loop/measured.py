@@ -79,16 +79,16 @@ class Measured:
         A take whose value could not be measured is left out.
         """
         row = self.rows[metric]
-        name = row["metric"]
-        found = self._scores.get(name) or self._judged(name)
-        same = self.rows.get(name.removeprefix(HELD_OUT))
-        if not found and same is not None and same["judge"] == row["judge"]:
-            found = self._judged(same["metric"])  # one judge was asked once for both
-        total = row["value"]
+        judged = {take: score for take, (score, _) in self._judged(metric).items()}
+        found, total = self._scores.get(row["metric"]) or judged, row["value"]
         if not found or total is None:
             return {}
         mean = math.fsum(found.values()) / len(found)
         return found if math.isclose(mean, total, rel_tol=1e-6, abs_tol=1e-9) else {}
+
+    def opponents(self, metric: str) -> dict[str, str]:
+        """What a judge saw each take beside: an anchor's id, or the take_id of another generator's take."""
+        return {take: other.rpartition("/")[2] for take, (_, other) in self._judged(metric).items()}
 
     def base_generator(self) -> Any:
         """What decides how the base's takes look."""
@@ -121,16 +121,24 @@ class Measured:
                     found.setdefault(name, {})[row["take_id"]] = value
         return found
 
-    def _judged(self, metric: str) -> dict[str, float]:
-        """How each take fared in the comparisons behind a metric: 1 it wins, 0 it loses, ties half."""
+    def _judged(self, metric: str) -> dict[str, tuple[float, str]]:
+        """How each take fared behind a metric (1 it wins, 0 it loses, ties half), and beside which clip.
+
+        {} for a metric of pixels.
+        """
+        row = self.rows[metric]
+        same = self.rows.get(row["metric"].removeprefix(HELD_OUT))
+        path = self.folder / BY_JUDGE.format(row["metric"])
+        if not path.is_file() and same is not None and same["judge"] == row["judge"]:
+            path = self.folder / BY_JUDGE.format(same["metric"])  # one judge was asked once for both
         mine = f"round-{self.round}/"  # the two sides stand in a random order
-        found: dict[str, float] = {}
-        columns = ("first_id", "second_id", "dimension", "score")
-        for row in read_columns(self.folder / BY_JUDGE.format(metric), columns):
-            if row["dimension"] == "overall" and finite(row["score"]) is not None:
-                first = row["first_id"].startswith(mine)
-                take = row["first_id" if first else "second_id"].removeprefix(mine)
-                found[take] = row["score"] if first else 1 - row["score"]
+        found: dict[str, tuple[float, str]] = {}
+        for asked in read_columns(path, ("first_id", "second_id", "dimension", "score")):
+            if asked["dimension"] == "overall" and finite(asked["score"]) is not None:
+                first, second, score = asked["first_id"], asked["second_id"], asked["score"]
+                if not first.startswith(mine):
+                    first, second, score = second, first, 1 - score
+                found[first.removeprefix(mine)] = score, second
         return found
 
 

@@ -40,16 +40,15 @@ class Pairing:
         left = list(first)
         for other in others:
             partner = next((one for one in left if not setting_problems(one, other)), None)
-            if partner is None:
-                break
-            left.remove(partner)
-            self.pairs.append((partner, other))
+            if partner is not None:
+                left.remove(partner)
+                self.pairs.append((partner, other))
         if len(self.pairs) < max(len(first), len(others)):
             self.problem = (
                 "; ".join(setting_problems(first[0], others[0]))
                 if len(first) == len(others) == 1
                 else f"{len(first)} and {len(others)} runs, of which {len(self.pairs)} share prompts, seeds, "
-                "clip settings and anchors"
+                "clip settings and real clips"
             )
             self.pairs = []
 
@@ -120,10 +119,15 @@ def _paired(pairs: Sequence[tuple[Measured, Measured]], metric: str) -> Differen
     left_out = 0
     for one, other in pairs:
         mine, theirs = one.values(metric), other.values(metric)
-        both = [take for take in one.shots if take in mine and take in theirs]
+        beside = one.opponents(metric), other.opponents(metric)
+        both = [
+            take
+            for take in one.shots
+            if take in mine and take in theirs and beside[0].get(take) == beside[1].get(take)
+        ]
         if not both:
-            return Difference(None, note="no take was measured in both")
-        left_out += len(mine.keys() ^ theirs.keys())
+            return Difference(None, note="no take was measured alike in both")
+        left_out += len(mine.keys() | theirs.keys()) - len(both)
         found = [theirs[take] - mine[take] for take in both]
         differences += found
         prompts += [one.shots[take].prompt_id for take in both]
@@ -136,5 +140,5 @@ def _paired(pairs: Sequence[tuple[Measured, Measured]], metric: str) -> Differen
         num_prompts=len(set(prompts)),
         lowest=min(means) if several else None,
         highest=max(means) if several else None,
-        note=f"{left_out} takes are measured in one of the two alone and left out" if left_out else "",
+        note=f"takes left out, not measured alike in both: {left_out}" if left_out else "",
     )

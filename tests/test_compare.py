@@ -177,6 +177,19 @@ def test_a_judge_that_was_asked_once_for_two_metrics(tmp_path):
     assert told.interval.value == pytest.approx(0.0625)
 
 
+def test_takes_that_a_judge_saw_beside_other_clips_are_left_out(tmp_path):
+    """As where evaluate.num_judged differs: then a take stands beside another real clip of its caption."""
+    arms = two(tmp_path)
+    folder = tmp_path / "other" / "round-001" / "evaluate"
+    rows = pq.read_table(folder / "verdicts-fool_rate.parquet").to_pylist()
+    [first, *_] = rows  # of the first take, which wins a quarter in both runs, as the second one does
+    asked = [{**r, "second_id": "anchor-9"} if r["second_id"] == first["second_id"] else r for r in rows]
+    pq.write_table(pa.Table.from_pylist(asked), folder / "verdicts-fool_rate.parquet")
+    told = compare(arms, ["fool_rate"], [1]).cells["fool_rate", 1, "other"].difference
+    assert told.num_takes == 7 and told.note == "takes left out, not measured alike in both: 1"
+    assert "(1)" in table(compare(arms, ["fool_rate"], [1]))[2]
+
+
 def test_rolled_back_and_missing_rounds(tmp_path):
     arms = two(tmp_path, rounds=1, kept={1: False})
     found = compare(arms)
