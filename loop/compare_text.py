@@ -54,7 +54,7 @@ def table(found: Comparison) -> list[str]:
             cells = [found.cells.get((metric, number, arm.name)) for arm in found.arms]
             if any(cells):
                 told = [value_text(cell) for cell in cells]
-                told += [_difference(cell, reasons) for cell in cells[1:]]
+                told += [footnoted(cell, reasons) for cell in cells[1:]]
                 rows.append([str(number), *told])
         lines += [metric, *_aligned(rows), ""]
     return lines + _legend(found, reasons)
@@ -73,14 +73,24 @@ def value_text(cell: Cell | None) -> str:
 
 
 def difference_text(difference: Difference) -> str:
-    """+0.031 [0.004, 0.058], with ~ in front where the two are not paired; "–" where there is none."""
+    """+0.031 [+0.004, +0.058], with ~ in front where the two are not paired; "–" where there is none."""
     if difference.interval is None:
         return "–"
     told = difference.interval
     text = f"{_number(told.value, '+')} [{_number(told.low, '+')}, {_number(told.high, '+')}]"
     if difference.lowest is not None and difference.highest is not None:
         text += f" ({_number(difference.lowest, '+')} to {_number(difference.highest, '+')})"
-    return text if difference.paired else UNPAIRED + text
+    return text if difference.paired else f"{UNPAIRED} {text}"
+
+
+def footnoted(cell: Cell | None, reasons: dict[str, int]) -> str:
+    """A cell's difference with the number of its note, which `reasons` is given if it is new."""
+    if cell is None or cell.difference is None:
+        return "–"
+    text, note = difference_text(cell.difference), cell.difference.note
+    if note and not note.startswith("not paired"):  # those stand once, among the comparison's notes
+        text += f" ({reasons.setdefault(note, len(reasons) + 1)})"
+    return text
 
 
 def legend(arms: Sequence[Arm]) -> list[str]:
@@ -117,15 +127,6 @@ def _flat(difference: Difference) -> dict[str, Any]:
         "num_prompts": difference.num_prompts,
         "note": difference.note,
     }
-
-
-def _difference(cell: Cell | None, reasons: dict[str, int]) -> str:
-    if cell is None or cell.difference is None:
-        return "–"
-    text, note = difference_text(cell.difference), cell.difference.note
-    if note and not note.startswith("not paired"):  # those stand once, among the comparison's notes
-        text += f" ({reasons.setdefault(note, len(reasons) + 1)})"
-    return text
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.resources import files
 
-from loop.compare import Arm, Cell, Comparison
-from loop.compare_text import difference_text, legend, value_text
+from loop.compare import Arm, Comparison
+from loop.compare_text import footnoted, legend, value_text
 from loop.report import tables
 from loop.report.charts import Point, curve
 from loop.report.curves import GROUPS, Metric
-from loop.report.markup import Html, element
+from loop.report.markup import Html, element, join
 
 _KNOWN = {metric.name: metric for group in GROUPS for metric in group.metrics}
 
@@ -90,20 +90,16 @@ def _metric(found: Comparison, name: str) -> Html:
 def _table(found: Comparison, name: str) -> Html:
     first, *others = found.arms
     heads = ["round", *(arm.name for arm in found.arms), *(f"{arm.name} − {first.name}" for arm in others)]
-    rows = []
+    rows: list[list[str]] = []
+    reasons: dict[str, int] = {}
     for number in found.rounds:
         cells = [found.cells.get((name, number, arm.name)) for arm in found.arms]
         if any(cells):
-            told = [value_text(cell) for cell in cells] + [_difference(cell) for cell in cells[1:]]
+            told = [value_text(cell) for cell in cells]
+            told += [footnoted(cell, reasons) for cell in cells[1:]]
             rows.append(["base" if number == 0 else f"round {number}", *told])
-    return tables.plain(heads, rows)
-
-
-def _difference(cell: Cell | None) -> str:
-    if cell is None or cell.difference is None:
-        return "–"
-    note = cell.difference.note
-    return difference_text(cell.difference) + (f" {note}" if note else "")
+    notes = [element("p", f"({number}) {reason}", _class="note") for reason, number in reasons.items()]
+    return join(tables.plain(heads, rows), *notes)
 
 
 def _points(found: Comparison, name: str, arm: Arm) -> list[Point]:
