@@ -26,6 +26,11 @@ app = typer.Typer(
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run directory, or a name under runs/.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
+Rounds = Annotated[
+    list[int] | None, typer.Option("--round", min=0, help="Only this round; repeatable. 0 is the base.")
+]
+Metrics = Annotated[list[str] | None, typer.Option("--metric", help="Only this metric; repeatable.")]
 Set = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Override a key; repeatable.")]
 JudgeOf = Annotated[
     str,
@@ -102,30 +107,80 @@ def status(run: Run, as_json: AsJson = False) -> None:
 def curves(
     run: Run,
     as_json: AsJson = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    as_csv: AsCsv = False,
+    as_parquet: Annotated[bool, typer.Option("--parquet", help="Write Parquet; needs --out.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Write a file: .csv, .json or .parquet, unless an option says which.")
+    ] = None,
+    round: Rounds = None,
+    metric: Metrics = None,
     categories: Annotated[
         bool, typer.Option("--categories", help="Also a row for each category of prompts.")
     ] = False,
 ) -> None:
     """Print one row per round and metric, with its interval."""
-    from loop.curves import read_curves, to_csv
+    from loop.curves import COLUMNS, line_of, read_curves, schema, select
     from loop.status import find_run
+    from loop.table_files import choose_format, to_csv, to_json, write_parquet, write_text
 
     with _exit_codes():
-        if as_json and as_csv:
-            raise UserError("--json and --csv exclude each other; give one")
-        rows = read_curves(find_run(run), None if categories else "")
-        if as_json:
-            typer.echo(json.dumps(rows, indent=2))
-        elif as_csv:
-            typer.echo(to_csv(rows), nl=False)
-        else:
+        form = choose_format({"csv": as_csv, "json": as_json, "parquet": as_parquet}, out)
+        rows = select(read_curves(find_run(run), None if categories else ""), round or [], metric or [])
+        if form == "parquet":
+            if out is None:
+                raise UserError("--parquet is not for a terminal; give --out FILE")
+            write_parquet(out, rows, schema())
+        elif form is None:
             for row in rows:
-                low, high = (f"{end:.4f}" if (end := row[key]) is not None else "" for key in ("low", "high"))
-                value = "" if row["value"] is None else f"{row['value']:.4f}"
-                judge = f"  by {row['judge']}" if row["judge"] else ""
-                of = f"  of {row['category']}" if row["category"] else ""
-                typer.echo(f"{row['round']:>5}  {row['metric']:<24} {value:>10}  [{low}, {high}]{of}{judge}")
+                typer.echo(line_of(row))
+        else:
+            text = to_json(rows) + "\n" if form == "json" else to_csv(rows, (*COLUMNS, "kept"))
+            if out is None:
+                typer.echo(text, nl=False)
+            else:
+                write_text(out, text)
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[str] | None, typer.Argument(metavar="RUN…", help="Run directories, or names under runs/.")
+    ] = None,
+    group: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=RUN,RUN", help="Runs that count as one, by their mean; repeatable."),
+    ] = None,
+    round: Rounds = None,
+    metric: Metrics = None,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+    html: Annotated[Path | None, typer.Option(help="Also write a page that opens offline.")] = None,
+) -> None:
+    """Show the curves of several runs side by side, and how far each is from the first one."""
+    from loop.table_files import choose_format, to_csv, to_json, write_text
+
+    with _exit_codes():
+        form = choose_format({"csv": as_csv, "json": as_json}, None)
+        from loop.compare import arms_of
+        from loop.compare import compare as compare_runs
+        from loop.compare_text import COLUMNS, flat_rows, table
+        from loop.compare_text import as_json as to_plain
+
+        found = compare_runs(arms_of(runs or [], group or []), metric or [], round or [])
+        if html is not None:
+            from loop.report.comparison import page
+
+            write_text(html, page(found))
+        if form == "json":
+            typer.echo(to_json(to_plain(found)))
+        elif form == "csv":
+            typer.echo(to_csv(flat_rows(found), COLUMNS), nl=False)
+            for note in found.notes:
+                typer.echo(f"note: {note}", err=True)
+        else:
+            typer.echo("\n".join(table(found)))
+        if html is not None:
+            typer.echo(f"open {html}", err=True)
 
 
 @app.command()
@@ -178,6 +233,30 @@ def branch(
         loaded = branch_run(source, start, root, overrides)
         typer.echo(f"{root} begins with rounds 0 to {start} of {source}", err=True)
         _run(loaded, root, f"retake run {root / 'resolved.json'} --dir {root}")
+
+
+@app.command("export-vbench")
+def export_vbench(
+    run: Run,
+    round: Annotated[int, typer.Argument(metavar="ROUND", min=0, help="0 is the base.")],
+    out: Annotated[Path | None, typer.Option(help="Default: RUN-round-ROUND-vbench beside RUN.")] = None,
+    full_info: Annotated[
+        Path | None,
+        typer.Option(help="VBench's VBench_full_info.json: says which of its own prompts are there."),
+    ] = None,
+) -> None:
+    """Lay out a round's evaluated clips so that the official VBench tool runs on them."""
+    from loop.export_vbench import commands, remarks
+    from loop.export_vbench import export_vbench as export
+    from loop.status import find_run
+
+    with _exit_codes():
+        source = find_run(run)
+        folder = out or source.with_name(f"{source.name}-round-{round}-vbench")
+        found = export(source, round, folder, full_info)
+        for line in remarks(found):
+            typer.echo(line, err=True)
+        typer.echo("\n".join(commands(found)))
 
 
 @app.command("judge")

@@ -26,15 +26,36 @@ def bootstrap_mean(
     Whole groups (prompts, anchors) are drawn with replacement. A single group has no spread to learn from:
     its values are drawn instead, and the interval speaks of that group alone. No values give NaN.
     """
-    if len(values) != len(groups):
-        raise ValueError(f"{len(values)} values but {len(groups)} groups")
+    _check_lengths(values, groups)
     if not len(values):
         return Interval(float("nan"), float("nan"), float("nan"), 0)
-    index, draws = _draw_groups(groups, seed, num_draws)
-    sums = np.bincount(index, weights=np.asarray(values, dtype=float), minlength=draws.shape[1])
-    counts = np.bincount(index, minlength=draws.shape[1])
-    means = sums[draws].sum(axis=1) / counts[draws].sum(axis=1)
+    means = _draw_means(values, groups, seed, num_draws)
     return _interval(float(np.mean(values)), means, len(values), level)
+
+
+def bootstrap_difference(
+    values: Sequence[float],
+    groups: Sequence[str],
+    others: Sequence[float],
+    other_groups: Sequence[str],
+    seed: int,
+    level: float = 0.95,
+    num_draws: int = 2000,
+) -> Interval:
+    """Mean of `others` − mean of `values` for two sets that were measured apart, each drawn over its groups.
+
+    Of two sets that share their groups, the paired difference (`bootstrap_mean` of it) says more. No values
+    on either side give NaN; `num` counts both sides.
+    """
+    _check_lengths(values, groups)
+    _check_lengths(others, other_groups)
+    if not len(values) or not len(others):
+        return Interval(float("nan"), float("nan"), float("nan"), 0)
+    draws = _draw_means(others, other_groups, seed + 1, num_draws) - _draw_means(
+        values, groups, seed, num_draws
+    )
+    found = float(np.mean(others)) - float(np.mean(values))
+    return _interval(found, draws, len(values) + len(others), level)
 
 
 def bootstrap(
@@ -64,6 +85,19 @@ def _draw_groups(groups: Sequence[str], seed: int, num_draws: int) -> tuple[np.n
     if len(names) == 1:
         names = index = np.arange(len(groups))
     return index, np.random.default_rng(seed).integers(len(names), size=(num_draws, len(names)))
+
+
+def _draw_means(values: Sequence[float], groups: Sequence[str], seed: int, num_draws: int) -> np.ndarray:
+    """The means [draws] of `values` over resampled groups."""
+    index, draws = _draw_groups(groups, seed, num_draws)
+    sums = np.bincount(index, weights=np.asarray(values, dtype=float), minlength=draws.shape[1])
+    counts = np.bincount(index, minlength=draws.shape[1])
+    return sums[draws].sum(axis=1) / counts[draws].sum(axis=1)
+
+
+def _check_lengths(values: Sequence[float], groups: Sequence[str]) -> None:
+    if len(values) != len(groups):
+        raise ValueError(f"{len(values)} values but {len(groups)} groups")
 
 
 def _interval(value: float, draws: np.ndarray, num: int, level: float) -> Interval:

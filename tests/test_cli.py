@@ -27,7 +27,7 @@ def evaluate_with_metrics(context):
     rows = [
         (context.round, "oracle_total", "report", "", 0.1 * context.round, 0.0, 1.0, 8, ""),
         (context.round, "oracle_total", "report", "red", 0.5, None, None, 2, ""),
-        (context.round, "fool_rate", "report", "", None, None, None, 0, "tiny"),
+        (context.round, "fool_rate", "report", "", float("nan"), float("nan"), None, 0, "tiny"),
     ]
     table = pyarrow.Table.from_pylist([dict(zip(COLUMNS, row, strict=True)) for row in rows])
     pyarrow.parquet.write_table(table, context.out / "metrics.parquet")
@@ -202,6 +202,40 @@ def test_curves(retake, tmp_path, monkeypatch):
     assert retake("curves", "toy", "--csv", "--json").exit_code == 2
     every = retake("curves", "toy", "--categories").stdout.splitlines()
     assert len(every) == 9 and every[1].split()[-2:] == ["of", "red"]
+
+
+def test_a_metric_that_could_not_be_measured(retake):
+    retake("run", "toy.yaml", "--rounds", "0")
+    rows = json.loads(retake("curves", "toy", "--json").stdout, parse_constant=pytest.fail)
+    assert [(row["value"], row["low"]) for row in rows] == [(0.0, 0.0), (None, None)]
+    assert retake("curves", "toy").stdout.splitlines()[1].split()[2:5] == ["–", "[–,", "–]"]
+    assert retake("curves", "toy", "--csv").stdout.splitlines()[2] == "0,fool_rate,report,,,,,0,tiny,True"
+
+
+def test_curves_of_some_rounds_and_metrics_in_files(retake, tmp_path):
+    retake("run", "toy.yaml")
+    chosen = ("curves", "toy", "--round", "1", "--round", "2", "--metric", "oracle_total")
+    rows = json.loads(retake(*chosen, "--json").stdout)
+    assert [(row["round"], row["metric"]) for row in rows] == [(1, "oracle_total"), (2, "oracle_total")]
+    for name in ("rows.csv", "rows.json", "rows.parquet"):
+        assert retake(*chosen, "--out", name).exit_code == 0
+        assert retake(*chosen, "--out", name).stdout == ""  # an old file is replaced
+    assert (tmp_path / "rows.csv").read_text() == retake(*chosen, "--csv").stdout
+    assert json.loads((tmp_path / "rows.json").read_text()) == rows
+    table = pyarrow.parquet.read_table(tmp_path / "rows.parquet")
+    assert table.to_pylist() == rows and table.schema.field("kept").type == pyarrow.bool_()
+    assert retake("curves", "toy", "--parquet", "--out", "other.name").exit_code == 0
+    assert pyarrow.parquet.read_table(tmp_path / "other.name").num_rows == 6
+    for arguments, message in [
+        (["--round", "7"], "--round 7: there is no such round; measured so far: 0, 1, 2"),
+        (["--metric", "oracle_totl"], "did you mean oracle_total?; measured so far: fool_rate, oracle_total"),
+        (["--parquet"], "give --out FILE"),
+        (["--parquet", "--csv", "--out", "x"], "exclude each other"),
+        (["--out", "rows.xlsx"], "give a name that ends in"),
+        (["--out", "no/rows.csv"], "there is no folder no"),
+    ]:
+        done = retake("curves", "toy", *arguments)
+        assert done.exit_code == 2 and message in done.stderr
 
 
 def test_verify_and_branch(retake, tmp_path):
