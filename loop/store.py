@@ -17,6 +17,8 @@ from typing import Any
 
 from loop.errors import UserError
 from loop.lock import RunLock
+from loop.pruned import FILE as PRUNED
+from loop.pruned import read_pruned
 
 SCHEMA = (
     1  # raise it when the meaning of an artefact's files changes: older runs then stop with a clear message
@@ -178,8 +180,11 @@ class Store:
         _flush(artefact.parent)
 
     def check_sizes(self, artefact: Path, manifest: Manifest) -> None:
-        """Raises UserError naming the first file that is missing or of another size than when committed."""
-        for name, known in manifest.files.items():
+        """Raises UserError naming the first file that is missing or of another size than when committed.
+
+        Pruned files are not looked for.
+        """
+        for name, known in _kept(artefact, manifest).items():
             path = artefact / name
             if not path.is_file():
                 raise UserError(f"{path} is missing; {_redo(artefact)}")
@@ -189,21 +194,31 @@ class Store:
                     f"{_redo(artefact)}"
                 )
 
-    def check_hashes(self, artefact: Path) -> None:
-        """The same for contents, once per process: called before a stage first reads the artefact."""
+    def check_hashes(self, artefact: Path, may_be_pruned: bool = False) -> None:
+        """The same for contents, once per process: called before a stage first reads the artefact.
+
+        Raises UserError, too, for an artefact that was pruned, unless it may be.
+        """
         if artefact in self._hashed:
             return
         manifest = read_manifest(artefact)
         assert manifest is not None, f"{artefact} is an input but not committed"
+        kept = _kept(artefact, manifest)
+        if len(kept) < len(manifest.files) and not may_be_pruned:
+            gone = next(name for name in manifest.files if name not in kept)
+            raise UserError(
+                f"{artefact} is needed, but {len(manifest.files) - len(kept)} of its files were pruned, such "
+                f"as {gone}; {_redo(artefact)}"
+            )
         self.check_sizes(artefact, manifest)
-        for name, known in manifest.files.items():
+        for name, known in kept.items():
             if _sha256(artefact / name) != known["sha256"]:
                 raise UserError(f"{artefact / name} is damaged: its sha256 has changed; {_redo(artefact)}")
         self._hashed.add(artefact)
 
     def damaged_files(self, artefact: Path, manifest: Manifest) -> Iterator[tuple[Path, str]]:
         """Every file of the artefact that is not as committed, with what is wrong; all contents are read."""
-        for name, known in manifest.files.items():
+        for name, known in _kept(artefact, manifest).items():
             path = artefact / name
             if not path.is_file():
                 yield path, "is missing"
@@ -213,12 +228,15 @@ class Store:
                 yield path, "its sha256 has changed"
         for path in sorted(artefact.rglob("*")):
             name = path.relative_to(artefact).as_posix()
-            if path.is_file() and name != MANIFEST and name not in manifest.files:
+            if path.is_file() and name not in (MANIFEST, PRUNED) and name not in manifest.files:
                 yield path, "was not committed; remove it"
+
+    def free_bytes(self) -> int:
+        return int(self._disk_usage(self.root).free)
 
     def require_space(self, min_free_gb: float) -> None:
         """Raises UserError when the disk has less free than a stage may need."""
-        free_gb = self._disk_usage(self.root).free / 1e9
+        free_gb = self.free_bytes() / 1e9
         if free_gb < min_free_gb:
             raise UserError(
                 f"no disk space: {self.root} has {free_gb:.2f} GB free, a stage asks for {min_free_gb:.2f}; "
@@ -253,6 +271,12 @@ class Store:
             except json.JSONDecodeError:
                 continue
         return events
+
+
+def _kept(artefact: Path, manifest: Manifest) -> dict[str, dict[str, Any]]:
+    """The manifest's files but for those that were pruned."""
+    gone = read_pruned(artefact)
+    return {name: known for name, known in manifest.files.items() if name not in gone}
 
 
 def _files(work: Path) -> Iterator[Path]:
