@@ -56,6 +56,9 @@ class _Walk(StageRunner):
         self.last_round, self.assumed = last_round, assumed
         self.reads: set[Path] = set()
 
+    def begin_round(self, round: int) -> None:
+        pass
+
     def run(self, round: int, name: str, **inputs: Path | None) -> Path:
         artefact = self.store.artefact(round, name)
         if round <= self.last_round and (artefact / MANIFEST).is_file():

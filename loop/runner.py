@@ -12,12 +12,13 @@ from typing import Any
 from loop.branch import read_origin
 from loop.config import CampaignConfig, changed_keys
 from loop.errors import StageFailed, UserError
+from loop.forecast import check_room
 from loop.launchers import LAUNCHERS
 from loop.models import has_weights_here, model_identity, resolve_model
 from loop.progress import Display
 from loop.seed_reasoning import seed_identity
-from loop.stages import Stage, StageContext, derive_seed, plan
-from loop.store import Store, environment, fingerprint, read_manifest
+from loop.stages import EVERY_ROUND, Stage, StageContext, derive_seed, plan
+from loop.store import MANIFEST, Store, environment, fingerprint, read_manifest
 from reward.config import without_transport
 from reward.scorers.checklist import checklist_digest
 
@@ -30,6 +31,7 @@ class StageRunner:
         self.launcher = LAUNCHERS[config.launch.type](config)
         self.environment = environment(config.threads)
         self.attempt: Path | None = None
+        self.has_begun = False  # a round, in this launch
         origin = read_origin(store.root)
         self.shared_rounds = -1 if origin is None else origin.round  # up to here another config holds
 
@@ -75,6 +77,13 @@ class StageRunner:
                 f"{artefact} is missing: it is of the rounds that this run took from another one "
                 "(branch.json); restore it, or branch again into another --dir"
             )
+
+    def begin_round(self, round: int) -> None:
+        """Raises Stopped if the disk will not hold what the round still has to make."""
+        if all((self.store.artefact(round, stage) / MANIFEST).is_file() for stage in EVERY_ROUND):
+            return
+        check_room(self.store, self.config, round, self.display, announce=not self.has_begun)
+        self.has_begun = True
 
     def run(self, round: int, name: str, **inputs: Path | None) -> Path:
         """The committed artefact of a stage, made now if need be. None = this input does not exist yet."""
