@@ -31,6 +31,7 @@ class StageRunner:
         self.launcher = LAUNCHERS[config.launch.type](config)
         self.environment = environment(config.threads)
         self.attempt: Path | None = None
+        self._fingerprints: dict[Path, str] = {}  # of committed artefacts
         self.has_begun = False  # a round, in this launch
         origin = read_origin(store.root)
         self.shared_rounds = -1 if origin is None else origin.round  # up to here another config holds
@@ -56,6 +57,7 @@ class StageRunner:
                 self._check_not_shared(round, artefact)
                 continue
             self.store.check_sizes(artefact, manifest)
+            self._fingerprints[artefact] = manifest.fingerprint
             if round <= self.shared_rounds:
                 continue
             for key in changed_keys(manifest.config, self._slice(self.stages[name])):
@@ -94,9 +96,9 @@ class StageRunner:
         prints = {key: self._fingerprint_of(path) for key, path in given.items()}
         mark = fingerprint(name, round, config, prints)
         artefact = self.store.artefact(round, name)
-        manifest = read_manifest(artefact)
-        if manifest is not None:
-            if manifest.fingerprint != mark and round > self.shared_rounds:
+        there = self._fingerprints.get(artefact) or self._read_fingerprint(artefact)
+        if there is not None:
+            if there != mark and round > self.shared_rounds:
                 raise UserError(
                     f"{artefact} was made from other inputs than the ones now in force; move it and "
                     "the later artefacts away and run the same command, or choose another --dir"
@@ -111,6 +113,7 @@ class StageRunner:
             seed = derive_seed(self.config.seed, round, name)
             self.launcher.launch(stage, StageContext(self.config, round, given, work, seed, progress, log))
             self.store.commit(work, round, name, mark, config, prints, self.environment)
+            self._fingerprints[artefact] = mark
             progress.done()
         return artefact
 
@@ -144,9 +147,16 @@ class StageRunner:
         return config
 
     def _fingerprint_of(self, artefact: Path) -> str:
+        there = self._fingerprints.get(artefact) or self._read_fingerprint(artefact)
+        assert there is not None, f"{artefact} is an input but not committed"
+        return there
+
+    def _read_fingerprint(self, artefact: Path) -> str | None:
+        """Of a committed artefact. Kept, since a manifest has a line for every file."""
         manifest = read_manifest(artefact)
-        assert manifest is not None, f"{artefact} is an input but not committed"
-        return manifest.fingerprint
+        if manifest is not None:
+            self._fingerprints[artefact] = manifest.fingerprint
+        return None if manifest is None else manifest.fingerprint
 
     @contextlib.contextmanager
     def _reporting(self, round: int, name: str) -> Iterator[logging.Logger]:

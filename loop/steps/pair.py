@@ -26,8 +26,7 @@ def run(ctx: StageContext) -> None:
 
 def read_verdicts(ctx: StageContext) -> list[dict[str, Any]]:
     """The rows of verdicts.parquet that preferences are made of."""
-    rows = read_table(ctx.inputs["label"] / "verdicts.parquet")
-    return [v for v in rows if v["dimension"] == "overall"]
+    return read_table(ctx.inputs["label"] / "verdicts.parquet", where={"dimension": "overall"})
 
 
 def write_preferences(

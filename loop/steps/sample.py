@@ -205,7 +205,8 @@ def draw(rows: list[dict], num: int, round_number: int, seed: int, what: str) ->
         picked, left = left[:num], left[num:]
         if len(picked) < num:
             order = np.random.default_rng(derive_seed(seed, what, epoch)).permutation(len(rows)).tolist()
-            queue = [i for i in order if i not in picked] + [i for i in order if i in picked]
+            have = set(picked)
+            queue = [i for i in order if i not in have] + [i for i in order if i in have]
             missing = num - len(picked)
             picked, left = picked + queue[:missing], queue[missing:]
             epoch += 1
