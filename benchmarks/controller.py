@@ -14,8 +14,8 @@ rows:
           beyond what it began with (some 70 MB of that are libraries that it loads first)
   round   all of it, against what the models would take: --take-seconds and --vote-seconds on one device each,
           shared by --devices
-  resume  the same command with one round more, up to the first stage that has work: manifests and sizes; apart
-          from that, hashing what that stage reads. The least of three
+  resume  the same command with one round more, up to the first stage that has work: manifests and sizes;
+          apart from that, hashing what that stage reads. The least of three
 "cpu" is what an idle machine would take, but for the waits of its disk; on a busy one "seconds" is more.
 """
 
@@ -43,7 +43,7 @@ from loop.campaign import run_campaign
 from loop.config import CampaignConfig
 from loop.config_file import LoadedConfig
 from loop.progress import Display
-from loop.stages import EVERY_ROUND, FIRST_ROUND, STAGES, Stage, StageContext
+from loop.stages import STAGES, Stage, StageContext
 from loop.steps import evaluate as evaluating
 from loop.steps.common import clip_paths, read_table, write_json, write_table
 from loop.steps.judging import ask, fold_all, open_judge, write_verdicts

@@ -33,15 +33,15 @@ def load_generator(ctx: StageContext, update: Path | None) -> VideoModel:
 def read_table(
     path: Path, columns: Sequence[str] | None = None, where: Mapping[str, Any] | None = None
 ) -> list[dict[str, Any]]:
-    """Rows of a table, or these columns of the rows that have these values.
+    """Rows of a table, or these columns of the rows that have the values of `where`.
 
     What is left out never becomes Python objects, which take ten times the room.
     """
-    if where is None:
-        return pq.read_table(path, columns=None if columns is None else list(columns)).to_pylist()
+    where = where or {}
+    read = None if columns is None else list(dict.fromkeys([*columns, *where]))
     rows: list[dict[str, Any]] = []
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(_ROWS_AT_ONCE):
+        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=read):
             for name, value in where.items():
                 batch = batch.filter(pc.equal(batch.column(name), value))
             rows += (batch if columns is None else batch.select(list(columns))).to_pylist()
@@ -119,7 +119,7 @@ def clip_paths(ctx: StageContext, *artefacts: str) -> dict[str, Path]:
                 row[f"clip_{s}"]: folder / row[f"file_{s}"] for row in human_pairs(folder) for s in "AB"
             }
         table, key = ("anchors.parquet", "anchor_id") if name == "prepare" else ("takes.parquet", "take_id")
-        paths |= {row[key]: folder / row["file"] for row in read_table(folder / table)}
+        paths |= {row[key]: folder / row["file"] for row in read_table(folder / table, (key, "file"))}
     return paths
 
 

@@ -48,7 +48,9 @@ def plan_questions(ctx: StageContext, round_number: int) -> list[Question]:
     Where real clips always win (`pair.real_wins`), no question is asked about them.
     The same questions with the same ids whenever it is called for a round and its sample artefact.
     """
-    takes = read_table(ctx.inputs["sample"] / "takes.parquet")
+    takes = read_table(
+        ctx.inputs["sample"] / "takes.parquet", ("take_id", "kind", "prompt_id", "prompt", "anchor_id")
+    )
     anchors = [a for a in read_table(ctx.inputs["prepare"] / "anchors.parquet") if a["part"] == "train"]
     paths = clip_paths(ctx, "prepare", "sample")
     scope = f"{ctx.config.seed}/{round_number}/label"

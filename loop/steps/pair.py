@@ -20,7 +20,8 @@ from reward.config import CertaintyConfig
 
 
 def run(ctx: StageContext) -> None:
-    takes = {t["take_id"]: t for t in read_table(ctx.inputs["sample"] / "takes.parquet")}
+    columns = ("take_id", "kind", "prompt_id", "prompt", "anchor_id")
+    takes = {t["take_id"]: t for t in read_table(ctx.inputs["sample"] / "takes.parquet", columns)}
     write_preferences(ctx, read_verdicts(ctx), takes)
 
 
