@@ -93,9 +93,9 @@ def _announcement(expected: Forecast, left: int, there: int, free: int) -> str:
     beside = f", and {in_words(expected.checkpoints)} while it trains" if expected.checkpoints else ""
     to_come = max(0, expected.kept * left - there)
     missing = f"; not counted: {', '.join(expected.unknown)}, not on this machine" if expected.unknown else ""
-    rounds = f"{left} rounds" if left > 1 else "round"
+    rounds = f"{left} rounds to come take" if left > 1 else "round to come takes"
     return (
-        f"disk: a round takes about {in_words(expected.kept)}{of}{beside}; the {rounds} to come take "
+        f"disk: a round takes about {in_words(expected.kept)}{of}{beside}; the {rounds} "
         f"{in_words(to_come)}, {in_words(free)} are free{missing}"
     )
 

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -43,6 +44,11 @@ class Prunable:
     @property
     def size(self) -> int:
         return sum(self.files.values())
+
+
+class _ReadOnly(Store):
+    def event(self, event: str, **fields: Any) -> None:
+        """None: a walk leaves no trace in the run."""
 
 
 class _Walk(StageRunner):
@@ -79,7 +85,7 @@ def read_later(store: Store, last_round: int) -> set[Path]:
         with tempfile.TemporaryDirectory(prefix="retake-") as folder:
             assumed = Path(folder)
             (assumed / "gate.json").write_text(json.dumps({"use": use, "keep": keep}))
-            walk = _Walk(config, store, last_round, assumed)
+            walk = _Walk(config, _ReadOnly(store.root), last_round, assumed)
             run_rounds(walk)
             found |= walk.reads
     return found

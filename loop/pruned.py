@@ -45,6 +45,12 @@ def read_pruned(artefact: Path) -> dict[str, int]:
         ) from None
 
 
+def was_pruned(path: Path) -> bool:
+    """Whether a file that is not there was pruned: the artefact that it is of says so."""
+    folder = next((folder for folder in path.parents if (folder / FILE).is_file()), None)
+    return folder is not None and path.relative_to(folder).as_posix() in read_pruned(folder)
+
+
 def pruned_in(root: Path) -> Pruned | None:
     """All that was pruned in a run, None where nothing was."""
     by_round: dict[int, list[int]] = {}

@@ -5,9 +5,8 @@ from __future__ import annotations
 from base64 import b64encode
 from pathlib import Path
 
-from loop.pruned import read_pruned
+from loop.pruned import was_pruned
 from loop.report.markup import Html, element
-from loop.store import MANIFEST
 
 DEFAULT_BUDGET = 48 * 1024 * 1024  # bytes of mp4 files; a third more once encoded
 
@@ -32,7 +31,7 @@ class Clips:
         if path is None:
             return element("div", "no clip", _class="video empty", role="img", aria_label=f"{label}: no clip")
         if not path.is_file():
-            pruned = _was_pruned(path)
+            pruned = was_pruned(path)
             (self.pruned if pruned else self.missing).append(path)
             return element(
                 "div",
@@ -66,11 +65,3 @@ class Clips:
             aria_label=label,
             title=label,
         )
-
-
-def _was_pruned(path: Path) -> bool:
-    """Whether the artefact that the clip is of says so; an artefact is the folder with the manifest."""
-    for folder in path.parents:
-        if (folder / MANIFEST).is_file():
-            return path.relative_to(folder).as_posix() in read_pruned(folder)
-    return False
