@@ -22,6 +22,7 @@ from loop.stages import EVERY_ROUND
 from loop.store import Store, read_manifest
 
 _BYTES = {"float32": 4, "bfloat16": 2}
+_LONGEST_HEADER = 100_000_000  # bytes, the format's own limit
 _ADAM = 2  # moments beside each weight
 
 
@@ -166,13 +167,22 @@ def _folder(model: str, key: str, unknown: list[str]) -> Path | None:
 
 
 def _shapes(files: Iterable[Path]) -> dict[str, list[int]]:
-    """Shape by name of every tensor in safetensors files; a variant of the same weights counts once."""
+    """Shape by name of every tensor in safetensors files; a variant of the same weights counts once.
+
+    A file that is none counts nothing: the stage that loads it says what is wrong with it.
+    """
     shapes: dict[str, list[int]] = {}
     for file in files:
         with file.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        parts = {f"{file.parent.name}/{n}": t["shape"] for n, t in header.items() if n != "__metadata__"}
-        shapes |= parts
+            length = int.from_bytes(stream.read(8), "little")
+            text = stream.read(length) if length <= _LONGEST_HEADER else b""
+        try:
+            header = json.loads(text)
+            shapes |= {
+                f"{file.parent.name}/{n}": t["shape"] for n, t in header.items() if n != "__metadata__"
+            }
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
     return shapes
 
 

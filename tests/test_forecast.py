@@ -163,6 +163,9 @@ def test_weights_are_as_large_as_the_models_say(config, tmp_path):
         4 * lora + 2 * whole_judge, 4 * lora * 7,
     )  # fmt: skip
     assert of("train_judge.num_steps=0") == (4 * everything, 4 * everything * 7)
+    for torn in (b"", b"\xff" * 9, b"\x02" + bytes(7) + b"[]", b"\x02" + bytes(7) + b"{"):
+        (judge / "torn.safetensors").write_bytes(torn)
+        assert of("update.lora.rank=2")[0] == 4 * lora + 4 * whole_judge
     kept = of("update.lora.rank=2", "train_judge.checkpoint_every=10")
     assert kept == (4 * lora + 4 * whole_judge, 4 * whole_judge * 6)
 
