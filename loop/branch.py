@@ -15,6 +15,8 @@ from pathlib import Path
 from loop.config import changed_keys
 from loop.config_file import LoadedConfig, load_config
 from loop.errors import UserError
+from loop.pruned import read_pruned
+from loop.sizes import in_words
 from loop.stages import EVERY_ROUND, FIRST_ROUND, plan
 from loop.store import Store, read_manifest, write_atomically
 
@@ -62,8 +64,9 @@ def branch(source: Path, last_round: int, root: Path, overrides: Sequence[str]) 
     if root.exists():
         raise UserError(f"{root} exists; choose another --dir")
     steps = plan(last_round)
+    _check_not_pruned(store, last_round)
     for step in steps:
-        store.check_hashes(store.artefact(*step))  # damage must not spread
+        store.check_hashes(store.artefact(*step), may_be_pruned=True)  # damage must not spread
     last = read_manifest(store.artefact(*steps[-1]))
     assert last is not None, "a finished round is committed"
 
@@ -80,6 +83,23 @@ def branch(source: Path, last_round: int, root: Path, overrides: Sequence[str]) 
     os.replace(part, root)
     Store(root).event("branched", run=origin.run, round=last_round)
     return loaded
+
+
+def _check_not_pruned(store: Store, last_round: int) -> None:
+    """Raises UserError if a round after `last_round` would read what was pruned."""
+    from loop.prune import read_later  # it walks through the campaign, whose runner reads a branch's origin
+
+    lines = [
+        f"  {artefact.relative_to(store.root)}: {len(gone):,} files, {in_words(sum(gone.values()))}"
+        for artefact in sorted(read_later(store, last_round))
+        if (gone := read_pruned(artefact))
+    ]
+    if lines:
+        raise UserError(
+            f"--from {last_round}: the next round would read what was pruned from {store.root}:\n"
+            + "\n".join(lines)
+            + "\nbranch from a later round, or bring these files back from a copy and remove pruned.json"
+        )
 
 
 def _finished_rounds(store: Store) -> list[int]:

@@ -67,6 +67,7 @@ def run_rounds(runner: StageRunner) -> None:
     sample: Path | None = None
 
     for k in range(1, runner.config.rounds + 1):
+        runner.begin_round(k)
         trained = run(k, "train_judge", prepare=prepared, judge_parent=judge, label=label, sample=sample)
         judged = run(k, "judge_gate", prepare=prepared, train_judge=trained, judge_parent=judge)
         if _accepts(judged, "use"):

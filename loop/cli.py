@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -98,6 +99,8 @@ def status(run: Run, as_json: AsJson = False) -> None:
             f"in force: generator of round {report.generator_in_force}, "
             f"judge of round {report.judge_in_force}"
         )
+        if report.pruned:
+            typer.echo(f"pruned: {report.pruned}")
         for stage in report.stages:
             seconds = f"{stage.seconds:8.1f} s" if stage.seconds is not None else ""
             typer.echo(f"  round {stage.round}  {stage.stage:<12} {stage.state:<10}{seconds}")
@@ -212,6 +215,38 @@ def verify(run: Run, as_json: AsJson = False) -> None:
         typer.echo(summary(found))
     if found.damage:
         raise typer.Exit(FAILED)
+
+
+@app.command()
+def prune(
+    run: Run,
+    keep_last: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Free nothing of the last N rounds.")
+    ] = 1,
+    yes: Annotated[bool, typer.Option("--yes", help="Free them without asking.")] = False,
+) -> None:
+    """List the clips and weights that nothing reads any more, and free them once you say yes."""
+    from loop.prune import prune as prune_run
+    from loop.prune import what_can_go, write_out
+    from loop.status import find_run
+    from loop.store import Store
+
+    with _exit_codes():
+        store = Store(find_run(run))
+        store.lock()  # a campaign under way may yet need anything
+        try:
+            going = what_can_go(store, keep_last)
+            typer.echo("\n".join(write_out(going)))
+            if not going:
+                return
+            if not yes and not _on_a_terminal():
+                typer.echo("nothing was freed; --yes frees them", err=True)
+                return
+            if yes or typer.confirm("free them?"):
+                prune_run(store, going)
+                typer.echo("freed")
+        finally:
+            store.unlock()
 
 
 @app.command()
@@ -348,6 +383,10 @@ def _run(loaded: "LoadedConfig", root: Path, how_to_resume: str) -> None:
         typer.echo(f"stopped by {stop}; {how_to_resume} resumes {root}", err=True)
         raise typer.Exit(STOPPED) from None
     typer.echo(f"done: open {report}")
+
+
+def _on_a_terminal() -> bool:
+    return sys.stdin.isatty()
 
 
 def _pair(text: str) -> tuple[str, str]:

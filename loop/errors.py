@@ -20,4 +20,7 @@ class JudgeFailed(Exception):
 
 
 class Stopped(BaseException):
-    """SIGINT or SIGTERM. No Exception (as KeyboardInterrupt), so that no stage swallows it. Exit 75."""
+    """SIGINT, SIGTERM, or no room on the disk for the next round. Exit 75, and the same command resumes.
+
+    No Exception (as KeyboardInterrupt), so that no stage swallows it.
+    """

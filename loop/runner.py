@@ -12,12 +12,13 @@ from typing import Any
 from loop.branch import read_origin
 from loop.config import CampaignConfig, changed_keys
 from loop.errors import StageFailed, UserError
+from loop.forecast import check_room
 from loop.launchers import LAUNCHERS
 from loop.models import has_weights_here, model_identity, resolve_model
 from loop.progress import Display
 from loop.seed_reasoning import seed_identity
-from loop.stages import Stage, StageContext, derive_seed, plan
-from loop.store import Store, environment, fingerprint, read_manifest
+from loop.stages import EVERY_ROUND, Stage, StageContext, derive_seed, plan
+from loop.store import MANIFEST, Store, environment, fingerprint, read_manifest
 from reward.config import JudgeConfig, without_transport
 from reward.scorers.checklist import checklist_digest
 
@@ -30,6 +31,8 @@ class StageRunner:
         self.launcher = LAUNCHERS[config.launch.type](config)
         self.environment = environment(config.threads)
         self.attempt: Path | None = None
+        self._fingerprints: dict[Path, str] = {}  # of committed artefacts
+        self.has_begun = False  # a round, in this launch
         origin = read_origin(store.root)
         self.shared_rounds = -1 if origin is None else origin.round  # up to here another config holds
 
@@ -54,6 +57,7 @@ class StageRunner:
                 self._check_not_shared(round, artefact)
                 continue
             self.store.check_sizes(artefact, manifest)
+            self._fingerprints[artefact] = manifest.fingerprint
             if round <= self.shared_rounds:
                 continue
             for key in changed_keys(manifest.config, self._slice(self.stages[name])):
@@ -76,6 +80,13 @@ class StageRunner:
                 "(branch.json); restore it, or branch again into another --dir"
             )
 
+    def begin_round(self, round: int) -> None:
+        """Raises Stopped if the disk will not hold what the round still has to make."""
+        if all((self.store.artefact(round, stage) / MANIFEST).is_file() for stage in EVERY_ROUND):
+            return
+        check_room(self.store, self.config, round, self.display, announce=not self.has_begun)
+        self.has_begun = True
+
     def run(self, round: int, name: str, **inputs: Path | None) -> Path:
         """The committed artefact of a stage, made now if need be. None = this input does not exist yet."""
         stage = self.stages[name]
@@ -85,9 +96,9 @@ class StageRunner:
         prints = {key: self._fingerprint_of(path) for key, path in given.items()}
         mark = fingerprint(name, round, config, prints)
         artefact = self.store.artefact(round, name)
-        manifest = read_manifest(artefact)
-        if manifest is not None:
-            if manifest.fingerprint != mark and round > self.shared_rounds:
+        there = self._fingerprints.get(artefact) or self._read_fingerprint(artefact)
+        if there is not None:
+            if there != mark and round > self.shared_rounds:
                 raise UserError(
                     f"{artefact} was made from other inputs than the ones now in force; move it and "
                     "the later artefacts away and run the same command, or choose another --dir"
@@ -102,6 +113,7 @@ class StageRunner:
             seed = derive_seed(self.config.seed, round, name)
             self.launcher.launch(stage, StageContext(self.config, round, given, work, seed, progress, log))
             self.store.commit(work, round, name, mark, config, prints, self.environment)
+            self._fingerprints[artefact] = mark
             progress.done()
         return artefact
 
@@ -121,9 +133,16 @@ class StageRunner:
         return config
 
     def _fingerprint_of(self, artefact: Path) -> str:
+        there = self._fingerprints.get(artefact) or self._read_fingerprint(artefact)
+        assert there is not None, f"{artefact} is an input but not committed"
+        return there
+
+    def _read_fingerprint(self, artefact: Path) -> str | None:
+        """Of a committed artefact. Kept, since a manifest has a line for every file."""
         manifest = read_manifest(artefact)
-        assert manifest is not None, f"{artefact} is an input but not committed"
-        return manifest.fingerprint
+        if manifest is not None:
+            self._fingerprints[artefact] = manifest.fingerprint
+        return None if manifest is None else manifest.fingerprint
 
     @contextlib.contextmanager
     def _reporting(self, round: int, name: str) -> Iterator[logging.Logger]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loop.errors import UserError
+from loop.pruned import Pruned, pruned_in
 from loop.stages import plan
 from loop.store import Store, read_manifest
 
@@ -35,6 +36,7 @@ class Status:
     judge_in_force: int
     reason: str
     stages: list[StageStatus]
+    pruned: Pruned | None = None  # what `retake prune` has freed
 
     def as_json(self) -> str:
         return json.dumps(asdict(self), indent=2)
@@ -91,6 +93,7 @@ def read_status(root: Path) -> Status:
         judge_in_force=_in_force(store, resolved["rounds"], "judge_gate", "use"),
         reason=last.get("reason", ""),
         stages=stages,
+        pruned=pruned_in(root),
     )
 
 

@@ -9,14 +9,18 @@ import importlib.metadata
 import json
 import os
 import shutil
+import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from loop.errors import UserError
 from loop.lock import RunLock
+from loop.pruned import FILE as PRUNED
+from loop.pruned import read_pruned
 
 SCHEMA = (
     1  # raise it when the meaning of an artefact's files changes: older runs then stop with a clear message
@@ -27,6 +31,8 @@ LIBRARIES = (
     *("retake", "torch", "torchvision", "diffusers", "transformers", "trl", "peft", "accelerate", "datasets"),
     *("scikit-learn", "numpy", "av", "opencv-python-headless", "pyarrow"),
 )
+
+_MANY_FILES, _FLUSHED_AT_ONCE = 256, 16
 
 DiskUsage = Callable[[Path], Any]  # as shutil.disk_usage: an object with `.free` in bytes
 
@@ -154,12 +160,13 @@ class Store:
         environment: dict[str, Any],
     ) -> Path:
         """Make `work` the artefact of this stage. Killed at any point, it is either done or to be redone."""
-        files: dict[str, dict[str, Any]] = {}
-        for path in _files(work):
-            _flush(path)
-            files[path.relative_to(work).as_posix()] = {"size": path.stat().st_size, "sha256": _sha256(path)}
-        for folder in {path.parent for path in _files(work)}:
-            _flush(folder)
+        paths = list(_files(work))
+        _flush_all(paths)
+        files = {
+            path.relative_to(work).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
+            for path in paths
+        }
+        _flush_all(list({path.parent for path in paths}))
         manifest = Manifest(stage, round, fingerprint, config, inputs, environment, files)
         text = json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n"
         write_atomically(work / MANIFEST, text)
@@ -178,32 +185,50 @@ class Store:
         _flush(artefact.parent)
 
     def check_sizes(self, artefact: Path, manifest: Manifest) -> None:
-        """Raises UserError naming the first file that is missing or of another size than when committed."""
-        for name, known in manifest.files.items():
-            path = artefact / name
-            if not path.is_file():
+        """Raises UserError naming the first file that is missing or of another size than when committed.
+
+        Pruned files are not looked for.
+        """
+        folder = os.fspath(artefact)
+        for name, known in _kept(artefact, manifest).items():
+            path = f"{folder}/{name}"  # text: a hundred thousand Paths take a second to make
+            try:
+                found = os.stat(path)
+            except (FileNotFoundError, NotADirectoryError):
+                found = None
+            if found is None or not stat.S_ISREG(found.st_mode):
                 raise UserError(f"{path} is missing; {_redo(artefact)}")
-            if path.stat().st_size != known["size"]:
+            if found.st_size != known["size"]:
                 raise UserError(
-                    f"{path} is damaged: {path.stat().st_size} bytes, committed with {known['size']}; "
+                    f"{path} is damaged: {found.st_size} bytes, committed with {known['size']}; "
                     f"{_redo(artefact)}"
                 )
 
-    def check_hashes(self, artefact: Path) -> None:
-        """The same for contents, once per process: called before a stage first reads the artefact."""
+    def check_hashes(self, artefact: Path, may_be_pruned: bool = False) -> None:
+        """The same for contents, once per process: called before a stage first reads the artefact.
+
+        Raises UserError, too, for an artefact that was pruned, unless it may be.
+        """
         if artefact in self._hashed:
             return
         manifest = read_manifest(artefact)
         assert manifest is not None, f"{artefact} is an input but not committed"
+        kept = _kept(artefact, manifest)
+        if len(kept) < len(manifest.files) and not may_be_pruned:
+            gone = next(name for name in manifest.files if name not in kept)
+            raise UserError(
+                f"{artefact} is needed, but {len(manifest.files) - len(kept)} of its files were pruned, such "
+                f"as {gone}; {_redo(artefact)}"
+            )
         self.check_sizes(artefact, manifest)
-        for name, known in manifest.files.items():
+        for name, known in kept.items():
             if _sha256(artefact / name) != known["sha256"]:
                 raise UserError(f"{artefact / name} is damaged: its sha256 has changed; {_redo(artefact)}")
         self._hashed.add(artefact)
 
     def damaged_files(self, artefact: Path, manifest: Manifest) -> Iterator[tuple[Path, str]]:
         """Every file of the artefact that is not as committed, with what is wrong; all contents are read."""
-        for name, known in manifest.files.items():
+        for name, known in _kept(artefact, manifest).items():
             path = artefact / name
             if not path.is_file():
                 yield path, "is missing"
@@ -213,12 +238,15 @@ class Store:
                 yield path, "its sha256 has changed"
         for path in sorted(artefact.rglob("*")):
             name = path.relative_to(artefact).as_posix()
-            if path.is_file() and name != MANIFEST and name not in manifest.files:
+            if path.is_file() and name not in (MANIFEST, PRUNED) and name not in manifest.files:
                 yield path, "was not committed; remove it"
+
+    def free_bytes(self) -> int:
+        return int(self._disk_usage(self.root).free)
 
     def require_space(self, min_free_gb: float) -> None:
         """Raises UserError when the disk has less free than a stage may need."""
-        free_gb = self._disk_usage(self.root).free / 1e9
+        free_gb = self.free_bytes() / 1e9
         if free_gb < min_free_gb:
             raise UserError(
                 f"no disk space: {self.root} has {free_gb:.2f} GB free, a stage asks for {min_free_gb:.2f}; "
@@ -239,8 +267,9 @@ class Store:
         """Append one line to events.jsonl, the only file with times (seconds since the epoch)."""
         line = json.dumps({"time": round(time.time(), 3), "event": event, **fields})
         path = self.root / "events.jsonl"
-        torn = path.exists() and not path.read_bytes().endswith(b"\n")  # a kill in the middle of a line
-        with open(path, "ab") as log:
+        with open(path, "a+b") as log:
+            torn = log.seek(0, os.SEEK_END) and os.pread(log.fileno(), 1, log.tell() - 1) != b"\n"
+            # a kill in the middle of a line leaves it without its end
             log.write((b"\n" if torn else b"") + line.encode() + b"\n")
 
     def events(self) -> list[dict[str, Any]]:
@@ -253,6 +282,12 @@ class Store:
             except json.JSONDecodeError:
                 continue
         return events
+
+
+def _kept(artefact: Path, manifest: Manifest) -> dict[str, dict[str, Any]]:
+    """The manifest's files but for those that were pruned."""
+    gone = read_pruned(artefact)
+    return {name: known for name, known in manifest.files.items() if name not in gone}
 
 
 def _files(work: Path) -> Iterator[Path]:
@@ -274,6 +309,18 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _flush_all(paths: Sequence[Path]) -> None:
+    """Each of them is on the disk afterwards. Thousands of clips are flushed a few at a time: a disk takes
+    small files together several times as fast as one after the other (docs/performance.md)."""
+    if len(paths) < _MANY_FILES:
+        for path in paths:
+            _flush(path)
+        return
+    with ThreadPoolExecutor(_FLUSHED_AT_ONCE) as pool:
+        for _ in pool.map(_flush, paths):  # raises what the first of them raised
+            pass
 
 
 def _redo(artefact: Path) -> str:

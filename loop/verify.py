@@ -5,17 +5,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loop.errors import UserError
+from loop.pruned import FILE as PRUNED
+from loop.pruned import read_pruned
+from loop.sizes import in_words
 from loop.stages import STAGES
 from loop.store import MANIFEST, Manifest, Store, fingerprint, read_manifest
 
 
 @dataclass(frozen=True)
 class Verified:
-    """damage: one line for each damaged file, which begins with its path in the run."""
+    """damage: one line for each damaged file, which begins with its path in the run.
+
+    num_files, num_bytes: without what was pruned, which is no damage.
+    """
 
     num_artefacts: int
     num_files: int
     num_bytes: int
+    num_pruned: int
+    pruned_bytes: int
     damage: list[str]
 
 
@@ -28,7 +36,7 @@ def verify(root: Path) -> Verified:
     store = Store(root)
     known: dict[Path, Manifest] = {}
     damage: list[str] = []
-    num_files = num_bytes = 0
+    num_files = num_bytes = num_pruned = pruned_bytes = 0
     for folder in _folders(root):
         name = folder.relative_to(root).as_posix()
         try:
@@ -41,12 +49,19 @@ def verify(root: Path) -> Verified:
             continue
         known[folder] = manifest
         damage += [f"{name}/{MANIFEST}: {what}" for what in _edited(folder, manifest)]
+        try:
+            gone = read_pruned(folder)
+        except UserError as error:
+            damage.append(f"{name}/{PRUNED}: {error}")
+            continue
         for path, what in store.damaged_files(folder, manifest):
             damage.append(f"{path.relative_to(root).as_posix()}: {what}")
-        num_files += len(manifest.files)
-        num_bytes += sum(file["size"] for file in manifest.files.values())
+        num_files += len(manifest.files) - len(gone)
+        num_bytes += sum(file["size"] for file in manifest.files.values()) - sum(gone.values())
+        num_pruned += len(gone)
+        pruned_bytes += sum(gone.values())
     damage += [f"{p.relative_to(root).as_posix()}/{MANIFEST}: {what}" for p, what in _strangers(known)]
-    return Verified(len(known), num_files, num_bytes, damage)
+    return Verified(len(known), num_files, num_bytes, num_pruned, pruned_bytes, damage)
 
 
 def _folders(root: Path) -> Iterator[Path]:
@@ -78,6 +93,7 @@ def _strangers(known: dict[Path, Manifest]) -> Iterator[tuple[Path, str]]:
 
 
 def summary(found: Verified) -> str:
-    size = f"{found.num_bytes / 1e9:.2f} GB" if found.num_bytes >= 1e8 else f"{found.num_bytes / 1e6:.1f} MB"
-    seen = f"{found.num_artefacts} artefacts, {found.num_files} files, {size}"
+    seen = f"{found.num_artefacts} artefacts, {found.num_files} files, {in_words(found.num_bytes)}"
+    if found.num_pruned:
+        seen += f" ({found.num_pruned} files, {in_words(found.pruned_bytes)}, were pruned)"
     return f"{seen}: " + (f"{len(found.damage)} damaged" if found.damage else "all as committed")

@@ -8,6 +8,7 @@ from collections import namedtuple
 
 import pytest
 
+import loop.store
 from loop.errors import UserError
 from loop.store import SCRATCH, Store, fingerprint, read_manifest, write_atomically
 
@@ -159,3 +160,23 @@ def test_write_atomically_replaces(tmp_path):
     write_atomically(tmp_path / "x", "1")
     write_atomically(tmp_path / "x", "2")
     assert [path.name for path in tmp_path.iterdir()] == ["x"] and (tmp_path / "x").read_text() == "2"
+
+
+def test_many_files_are_flushed_together_and_none_is_left_out(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(loop.store, "_flush", flushed.append)
+    few = [tmp_path / str(n) for n in range(3)]
+    loop.store._flush_all(few)
+    assert flushed == few
+    flushed.clear()
+    many = [tmp_path / str(n) for n in range(1000)]
+    loop.store._flush_all(many)
+    assert sorted(flushed) == sorted(many)
+
+    def failing(path):
+        if path.name == "700":
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(loop.store, "_flush", failing)
+    with pytest.raises(OSError, match="No space left"):
+        loop.store._flush_all(many)

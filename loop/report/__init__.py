@@ -10,6 +10,7 @@ from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 
+from loop.pruned import pruned_in
 from loop.report import judged, sections
 from loop.report.collect import Run, read_run
 from loop.report.curves import curves
@@ -17,7 +18,7 @@ from loop.report.embed import DEFAULT_BUDGET, Clips
 from loop.report.markup import Html, element, join
 from loop.report.watch import watch
 
-__all__ = ["write_report"]
+__all__ = ["shown_clips", "write_report"]
 
 
 def write_report(run: Path, clip_budget: int = DEFAULT_BUDGET) -> Path:
@@ -39,6 +40,13 @@ def write_report(run: Path, clip_budget: int = DEFAULT_BUDGET) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return target
+
+
+def shown_clips(run: Path) -> list[Path]:
+    """The clip files that a report of the run as it stands would hold."""
+    clips = Clips()
+    _page(read_run(run), clips)
+    return clips.shown
 
 
 def _page(run: Run, clips: Clips) -> str:
@@ -78,7 +86,9 @@ def _page(run: Run, clips: Clips) -> str:
         element("title", f"{run.name} · retake"),
         element("style", Html(style)),
     )
-    main = element("main", sections.header(run), sections.summary(run), navigation, *body, _left_out(clips))
+    main = element(
+        "main", sections.header(run), sections.summary(run), navigation, *body, _left_out(run, clips)
+    )
     return "<!doctype html>\n" + element(
         "html", head, element("body", main, element("script", Html(script))), lang="en"
     )
@@ -89,9 +99,12 @@ def _judge(run: Run, clips: Clips) -> Html | None:
     return join(*parts) if parts else None
 
 
-def _left_out(clips: Clips) -> Html | None:
+def _left_out(run: Run, clips: Clips) -> Html | None:
     """What could not be shown is said, not swallowed."""
     told = []
+    if pruned := pruned_in(run.path):
+        shown = f"; {len(clips.pruned)} clips of this page are among them" if clips.pruned else ""
+        told.append(f"Pruned: {pruned}{shown}.")
     if clips.missing:
         told.append(f"{len(clips.missing)} clip files are gone, the first is {clips.missing[0]}.")
     if clips.too_large:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from base64 import b64encode
 from pathlib import Path
 
+from loop.pruned import was_pruned
 from loop.report.markup import Html, element
 
 DEFAULT_BUDGET = 48 * 1024 * 1024  # bytes of mp4 files; a third more once encoded
@@ -16,7 +17,9 @@ class Clips:
     def __init__(self, budget: int = DEFAULT_BUDGET) -> None:
         self.budget = budget
         self.spent = 0
+        self.shown: list[Path] = []
         self.missing: list[Path] = []
+        self.pruned: list[Path] = []
         self.too_large: list[Path] = []
 
     def fits(self, paths: list[Path]) -> bool:
@@ -28,14 +31,15 @@ class Clips:
         if path is None:
             return element("div", "no clip", _class="video empty", role="img", aria_label=f"{label}: no clip")
         if not path.is_file():
-            self.missing.append(path)
+            pruned = was_pruned(path)
+            (self.pruned if pruned else self.missing).append(path)
             return element(
                 "div",
-                "file is gone",
+                "pruned" if pruned else "file is gone",
                 _class="video empty",
                 title=str(path),
                 role="img",
-                aria_label=f"{label}: {path.name} is gone",
+                aria_label=f"{label}: {path.name} {'was pruned' if pruned else 'is gone'}",
             )
         if not self.fits([path]):
             self.too_large.append(path)
@@ -47,6 +51,7 @@ class Clips:
                 role="img",
                 aria_label=f"{label}: left out for size",
             )
+        self.shown.append(path)
         data = path.read_bytes()
         self.spent += len(data)
         source = "data:video/mp4;base64," + b64encode(data).decode("ascii")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from generator.models.base import VideoModel, load_model
@@ -17,6 +18,9 @@ from loop.distributed import device
 from loop.models import resolve_model
 from loop.stages import StageContext
 from reward.voting import DimensionVerdict, Verdict
+
+_ROWS_A_GROUP = 2**20  # what pyarrow puts into a row group; a multiple of the next number
+_ROWS_AT_ONCE = 2**12
 
 
 def load_generator(ctx: StageContext, update: Path | None) -> VideoModel:
@@ -26,15 +30,75 @@ def load_generator(ctx: StageContext, update: Path | None) -> VideoModel:
     return load_model(config, update / "checkpoint" if update else None, device())
 
 
-def read_table(path: Path) -> list[dict[str, Any]]:
-    return pq.read_table(path).to_pylist()
+def read_table(
+    path: Path, columns: Sequence[str] | None = None, where: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """Rows of a table, or these columns of the rows that have the values of `where`.
+
+    What is left out never becomes Python objects, which take ten times the room.
+    """
+    where = where or {}
+    read = None if columns is None else list(dict.fromkeys([*columns, *where]))
+    rows: list[dict[str, Any]] = []
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=read):
+            for name, value in where.items():
+                batch = batch.filter(pc.equal(batch.column(name), value))
+            rows += (batch if columns is None else batch.select(list(columns))).to_pylist()
+    return rows
+
+
+class TableWriter:
+    """Rows as Parquet, as they come; the file appears, whole, at the end of the `with` block or not at all.
+
+    In memory is at most one row group, as Arrow columns. The bytes are those of one write of all rows.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema):
+        self._path, self._schema = path, schema
+        self._temporary = path.with_suffix(".part")
+        self._rows: list[dict[str, Any]] = []
+        self._batches: list[pa.RecordBatch] = []
+        self._num_rows = 0  # in the batches
+        self._num_groups = 0
+
+    def __enter__(self) -> TableWriter:
+        self._writer = pq.ParquetWriter(self._temporary, self._schema)
+        return self
+
+    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        for row in rows:
+            self._rows.append(dict(row))
+            if len(self._rows) == _ROWS_AT_ONCE:
+                self._pack()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._pack()
+            if self._num_rows or not self._num_groups:  # a table without rows has one empty group
+                self._write_group()
+        self._writer.close()
+        if kind is None:
+            os.replace(self._temporary, self._path)
+
+    def _pack(self) -> None:
+        self._batches.append(pa.RecordBatch.from_pylist(self._rows, schema=self._schema))
+        self._num_rows += len(self._rows)
+        self._rows = []
+        if self._num_rows == _ROWS_A_GROUP:
+            self._write_group()
+
+    def _write_group(self) -> None:
+        table = pa.Table.from_batches(self._batches, self._schema).combine_chunks()
+        self._batches, self._num_rows = [], 0
+        self._writer.write_table(table)
+        self._num_groups += 1
 
 
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> None:
     """Rows as Parquet, whole or not at all."""
-    temporary = path.with_suffix(".part")
-    pq.write_table(pa.Table.from_pylist([dict(r) for r in rows], schema=schema), temporary)
-    os.replace(temporary, path)
+    with TableWriter(path, schema) as table:
+        table.add(rows)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -55,7 +119,7 @@ def clip_paths(ctx: StageContext, *artefacts: str) -> dict[str, Path]:
                 row[f"clip_{s}"]: folder / row[f"file_{s}"] for row in human_pairs(folder) for s in "AB"
             }
         table, key = ("anchors.parquet", "anchor_id") if name == "prepare" else ("takes.parquet", "take_id")
-        paths |= {row[key]: folder / row["file"] for row in read_table(folder / table)}
+        paths |= {row[key]: folder / row["file"] for row in read_table(folder / table, (key, "file"))}
     return paths
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,31 +99,47 @@ def ask(
     `dimension` decides when a question stops, where `voting` lets it stop early. What is averaged over
     questions must not: give it VotingConfig(num_ballots=…).
     """
+    shards = ask_in_shards(ctx, judge, questions, voting, name, dimension)
+    return [vote for _, votes in shards for vote in votes]
+
+
+def ask_in_shards(
+    ctx: StageContext,
+    judge: Judge,
+    questions: Sequence[Question],
+    voting: VotingConfig,
+    name: str,
+    dimension: str = "overall",
+) -> Iterator[tuple[Sequence[Question], list[Vote]]]:
+    """The same, a few questions with their votes at a time, for more votes than memory should hold."""
 
     def vote(asks: Sequence[Ask]) -> list[Vote]:
         return check_votes(asks, judge.vote(asks), type(judge).__name__)
 
     ctx.progress.start(len(questions), "questions")
-    votes: list[Vote] = []
+    reasons: set[str] = set()
+    first_reply, num_votes, has_answer = "", 0, False
     for start in range(0, len(questions), _SHARD):
         shard = questions[start : start + _SHARD]
         path = ctx.scratch / f"{name}-{start:06d}.json"
         if path.exists():
-            votes += [Vote(**row) for row in json.loads(path.read_text())]
+            votes = [Vote(**row) for row in json.loads(path.read_text())]
         else:
-            got = vote_in_waves(shard, voting, vote, dimension)
+            votes = vote_in_waves(shard, voting, vote, dimension)
             temporary = path.with_suffix(".part")
-            temporary.write_text(json.dumps([vars(v) for v in got]))
+            temporary.write_text(json.dumps([vars(v) for v in votes]))
             os.replace(temporary, path)
-            votes += got
+        first_reply = first_reply if num_votes else votes[0].reasoning[:200]
+        num_votes += len(votes)
+        has_answer = has_answer or any(vote.answers is not None for vote in votes)
+        reasons |= {f"{vote.abstention}" for vote in votes}
+        yield shard, votes
         ctx.progress.advance(len(shard))
-    if votes and all(vote.answers is None for vote in votes):
-        reasons = ", ".join(sorted({f"{vote.abstention}" for vote in votes}))
+    if num_votes and not has_answer:
         ctx.log.warning(
             "the judge gave no answer in %d votes (%s), so that %s knows nothing; its first reply: %r",
-            len(votes), reasons, name, votes[0].reasoning[:200],
+            num_votes, ", ".join(sorted(reasons)), name, first_reply,
         )  # fmt: skip
-    return votes
 
 
 def fold_all(questions: Sequence[Question], votes: Sequence[Vote]) -> list[Verdict]:
@@ -135,24 +151,27 @@ def fold_all(questions: Sequence[Question], votes: Sequence[Vote]) -> list[Verdi
 
 
 def write_votes(path: Path, questions: Sequence[Question], votes: Sequence[Vote]) -> None:
+    write_table(path, vote_rows(questions, votes), VOTES)
+
+
+def vote_rows(questions: Sequence[Question], votes: Sequence[Vote]) -> Iterator[dict[str, Any]]:
+    """Rows of VOTES."""
     about = {q.id: _about(q) for q in questions}
-    rows = [{**about[v.question_id], **vars(v), "answers": answers_json(v.answers)} for v in votes]
-    write_table(path, rows, VOTES)
+    for vote in votes:
+        yield {**about[vote.question_id], **vars(vote), "answers": answers_json(vote.answers)}
 
 
 def write_verdicts(path: Path, questions: Sequence[Question], verdicts: Sequence[Verdict]) -> None:
-    rows = [
-        {
-            **_about(q),
-            "dimension": name,
-            **vars(found),
-            "num_votes": v.num_votes,
-            "num_abstentions": v.num_abstentions,
-        }
-        for q, v in zip(questions, verdicts, strict=True)
-        for name, found in v.dimensions.items()
-    ]
-    write_table(path, rows, VERDICTS)
+    write_table(path, verdict_rows(questions, verdicts), VERDICTS)
+
+
+def verdict_rows(questions: Sequence[Question], verdicts: Sequence[Verdict]) -> Iterator[dict[str, Any]]:
+    """Rows of VERDICTS."""
+    for q, v in zip(questions, verdicts, strict=True):
+        about = _about(q)
+        counts = {"num_votes": v.num_votes, "num_abstentions": v.num_abstentions}
+        for name, found in v.dimensions.items():
+            yield {**about, "dimension": name, **vars(found), **counts}
 
 
 def _about(question: Question) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from itertools import combinations
 from typing import Any
 
 from loop.stages import StageContext
-from loop.steps.common import clip_paths, read_table, write_json
-from loop.steps.judging import ask, fold_all, open_judge, write_verdicts, write_votes
+from loop.steps.common import TableWriter, clip_paths, read_table, write_json
+from loop.steps.judging import VERDICTS, VOTES, ask_in_shards, fold_all, open_judge, verdict_rows, vote_rows
 from loop.steps.questions import StoredClip, make_question, segment_frames
 from loop.steps.sample import draw
 from reward.calibration import load
@@ -19,19 +19,26 @@ from reward.question import Question
 
 def run(ctx: StageContext) -> None:
     questions = plan_questions(ctx, ctx.round)
+    calibrators = load(ctx.inputs["judge_gate"] / "calibrators.json")
+    num_votes = num_abstentions = 0
     judge = open_judge(ctx, ctx.inputs.get("judge"))
     try:
-        votes = ask(ctx, judge, questions, ctx.config.label.voting, "votes")
+        with (
+            TableWriter(ctx.out / "verdicts.parquet", VERDICTS) as all_verdicts,
+            TableWriter(ctx.out / "votes.parquet", VOTES) as all_votes,
+        ):
+            for some, votes in ask_in_shards(ctx, judge, questions, ctx.config.label.voting, "votes"):
+                verdicts = [apply(v, calibrators) for v in fold_all(some, votes)]
+                all_votes.add(vote_rows(some, votes))
+                all_verdicts.add(verdict_rows(some, verdicts))
+                num_votes += len(votes)
+                num_abstentions += sum(v.abstention is not None for v in votes)
         identity = judge.identity()
     finally:
         judge.close()
-    calibrators = load(ctx.inputs["judge_gate"] / "calibrators.json")
-    verdicts = [apply(v, calibrators) for v in fold_all(questions, votes)]
-    write_votes(ctx.out / "votes.parquet", questions, votes)
-    write_verdicts(ctx.out / "verdicts.parquet", questions, verdicts)
-    abstentions = sum(v.abstention is not None for v in votes)
     write_json(
-        ctx.out / "metrics.json", {"judge": identity, "num_votes": len(votes), "num_abstentions": abstentions}
+        ctx.out / "metrics.json",
+        {"judge": identity, "num_votes": num_votes, "num_abstentions": num_abstentions},
     )
 
 
@@ -41,7 +48,9 @@ def plan_questions(ctx: StageContext, round_number: int) -> list[Question]:
     Where real clips always win (`pair.real_wins`), no question is asked about them.
     The same questions with the same ids whenever it is called for a round and its sample artefact.
     """
-    takes = read_table(ctx.inputs["sample"] / "takes.parquet")
+    takes = read_table(
+        ctx.inputs["sample"] / "takes.parquet", ("take_id", "kind", "prompt_id", "prompt", "anchor_id")
+    )
     anchors = [a for a in read_table(ctx.inputs["prepare"] / "anchors.parquet") if a["part"] == "train"]
     paths = clip_paths(ctx, "prepare", "sample")
     scope = f"{ctx.config.seed}/{round_number}/label"

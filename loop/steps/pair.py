@@ -20,14 +20,14 @@ from reward.config import CertaintyConfig
 
 
 def run(ctx: StageContext) -> None:
-    takes = {t["take_id"]: t for t in read_table(ctx.inputs["sample"] / "takes.parquet")}
+    columns = ("take_id", "kind", "prompt_id", "prompt", "anchor_id")
+    takes = {t["take_id"]: t for t in read_table(ctx.inputs["sample"] / "takes.parquet", columns)}
     write_preferences(ctx, read_verdicts(ctx), takes)
 
 
 def read_verdicts(ctx: StageContext) -> list[dict[str, Any]]:
     """The rows of verdicts.parquet that preferences are made of."""
-    rows = read_table(ctx.inputs["label"] / "verdicts.parquet")
-    return [v for v in rows if v["dimension"] == "overall"]
+    return read_table(ctx.inputs["label"] / "verdicts.parquet", where={"dimension": "overall"})
 
 
 def write_preferences(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,6 +163,9 @@ def plan_takes(
     takes: list[Take] = []
     fresh, guided = config.sample.fresh, config.sample.guided
     train_prompts = [p for p in with_anchors(config, prompts, anchors) if p["part"] == "train"]
+    captioned: dict[str, list[dict]] = defaultdict(list)
+    for a in anchors:
+        captioned[a["caption"]].append(a)
     for p in draw(train_prompts, fresh.num_prompts, round_number, config.seed, "prompts"):
         for n in range(fresh.takes_per_prompt):
             name = f"r{round_number:03d}-fresh-{p['prompt_id']}-{n}"
@@ -173,7 +177,7 @@ def plan_takes(
                     p["text"],
                     p["category"],
                     derive_seed(config.seed, "take", name),
-                    anchor_of(config, anchors, p, round_number),
+                    anchor_of(config, captioned[p["text"]], p, round_number),
                 )
             )
     by_text = {p["text"]: p["prompt_id"] for p in prompts}
@@ -205,7 +209,8 @@ def draw(rows: list[dict], num: int, round_number: int, seed: int, what: str) ->
         picked, left = left[:num], left[num:]
         if len(picked) < num:
             order = np.random.default_rng(derive_seed(seed, what, epoch)).permutation(len(rows)).tolist()
-            queue = [i for i in order if i not in picked] + [i for i in order if i in picked]
+            have = set(picked)
+            queue = [i for i in order if i not in have] + [i for i in order if i in have]
             missing = num - len(picked)
             picked, left = picked + queue[:missing], queue[missing:]
             epoch += 1
