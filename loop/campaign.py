@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import json
+import os
 import signal
 import threading
 import traceback
@@ -34,19 +35,21 @@ def run_campaign(
     """
     display = display or Display(loaded.config.rounds)
     runner = StageRunner(loaded.config, store, stages, display)
+    begun = False
     with stop_on_signals():
         store.lock()
         try:
             runner.check_existing()
             write_atomically(store.root / "campaign.yaml", loaded.text)
             write_atomically(store.root / "resolved.json", loaded.config.model_dump_json(indent=2) + "\n")
-            store.event("campaign_started", rounds=loaded.config.rounds)
+            store.event("campaign_started", rounds=loaded.config.rounds, pid=os.getpid())
+            begun = True
             run_rounds(runner)
             report = _report(store, write_report)
             store.event("campaign_finished", rounds=loaded.config.rounds)
             return report
         except BaseException as error:
-            _record_end(store, error)
+            _record_end(store, error, begun)
             raise
         finally:
             display.close()
@@ -112,8 +115,10 @@ def _report(store: Store, write_report: WriteReport | None) -> Path:
         raise StageFailed(f"all stages are committed, but the report failed: {error}", log) from error
 
 
-def _record_end(store: Store, error: BaseException) -> None:
+def _record_end(store: Store, error: BaseException, begun: bool) -> None:
     event = "campaign_stopped" if isinstance(error, Stopped) else "campaign_failed"
+    if not begun:
+        event = "launch_refused"  # the run stands where it stood before
     with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
         store.event(event, reason=str(error))
 

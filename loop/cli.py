@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from loop.config_file import LoadedConfig
 
 FAILED, USER_ERROR, STOPPED = 1, 2, 75
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+_DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR),
+)
 
 app = typer.Typer(
     help="Improves a video generator and its judge together, round after round.",

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from loop.store import round_folders
+
 COLUMNS = ("round", "metric", "part", "category", "value", "low", "high", "num_clips", "judge")
 
 
@@ -27,7 +29,7 @@ def read_curves(run_dir: Path, category: str | None = "") -> list[dict[str, Any]
     kept is None where the gate has not decided yet.
     """
     rows: list[dict[str, Any]] = []
-    for folder in sorted(run_dir.glob("round-*")):
+    for _, folder in round_folders(run_dir):
         if not (folder / "evaluate" / "manifest.json").exists():
             continue
         kept = _kept(folder)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ from loop.stages import Stage, StageContext
 
 MARK = "\x1e"  # before a worker's message to this process
 SECONDS_TO_END = 10.0
+SECONDS_FOR_A_SIGNAL = 0.5
 
 
 class Launcher(Protocol):
@@ -133,6 +135,9 @@ class ProcessLauncher:
             printed.join(SECONDS_TO_END)
         finally:
             _end(process)
+        if reports.error is not None or code != 0 or not reports.done:
+            # A scheduler signals all processes of a job: our own signal, on its way, says more than this.
+            time.sleep(SECONDS_FOR_A_SIGNAL)
         if reports.error is not None:
             raise _rebuilt(reports.error) from WorkerTraceback(reports.error["traceback"])
         if code != 0 or not reports.done:
