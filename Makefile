@@ -8,7 +8,7 @@ else
 SERVERS_FROM := -r requirements/vllm.txt
 endif
 
-.PHONY: env quickstart test test-servers lint types clean
+.PHONY: env quickstart test test-chaos test-servers lint types clean
 
 env: .venv/.installed
 
@@ -24,6 +24,10 @@ quickstart: env
 
 test: env
 	$(BIN)/python -m pytest
+
+# hundreds of kills of tiny campaigns (docs/crashes.md); minutes
+test-chaos: env
+	$(BIN)/python -m pytest -m chaos tests/chaos
 
 # against a real vllm serve and a real transformers serve, in an environment of their own; minutes
 test-servers: env $(SERVERS)/.installed
