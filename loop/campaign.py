@@ -1,22 +1,21 @@
 """A campaign: the stages of each round in order, and which judge and generator are in force between them."""
 
 import contextlib
+import errno
 import importlib
 import json
 import os
-import signal
-import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import FrameType
 
 from loop.config_file import LoadedConfig
 from loop.errors import StageFailed, Stopped, UserError
 from loop.progress import Display
 from loop.runner import StageRunner
 from loop.stages import STAGES, Stage
-from loop.store import Store, write_atomically
+from loop.stopping import stop_on_signals
+from loop.store import NO_SPACE, Store, write_atomically
 
 WriteReport = Callable[[Path], Path]
 
@@ -109,6 +108,8 @@ def _report(store: Store, write_report: WriteReport | None) -> Path:
     except UserError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (*NO_SPACE, errno.EROFS):
+            raise  # as outside of all stages
         log = store.root / "logs" / "report.log"
         log.parent.mkdir(exist_ok=True)
         log.write_text(traceback.format_exc(), encoding="utf-8")
@@ -121,21 +122,3 @@ def _record_end(store: Store, error: BaseException, begun: bool) -> None:
         event = "launch_refused"  # the run stands where it stood before
     with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
         store.event(event, reason=str(error))
-
-
-@contextlib.contextmanager
-def stop_on_signals() -> Iterator[None]:
-    """SIGINT and SIGTERM raise Stopped where the program is; work directories stay for the resume."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Stopped(signal.Signals(number).name)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -229,10 +229,10 @@ def judge_bench(
     """Measure how often a judge agrees with people."""
     with _exit_codes():
         columns = dict(_pair(text) for text in dimension or [])
-        from loop.campaign import stop_on_signals
         from loop.chosen_judge import choose_judge, to_json
         from loop.judge_bench import run_bench, write_out
         from loop.progress import Display
+        from loop.stopping import stop_on_signals
 
         chosen = choose_judge(judge, set or [])
         display = Display(0)

@@ -2,7 +2,8 @@
 
     python tests/killed_campaign.py DIR CONFIG                      one child, uninterrupted
     python tests/killed_campaign.py DIR CONFIG '{"0/prepare": [7, 20], …}'
-                                                    dies at step 7, the next child at 20, …
+                                                    dies at step 7, the next child at 20, …;
+                                                    -7 is SIGTERM, a number above 0 SIGKILL
     python tests/killed_campaign.py DIR CONFIG '{"seed": 1, "most": 5}'
                                                     each child is killed from outside within 5 s of its life
 
@@ -46,9 +47,10 @@ class Steps:
 
     def step(self, name: str) -> None:
         self.taken[self.stage].append(name)
-        if self.deaths.get(self.stage, [0])[0] == len(self.taken[self.stage]):
+        death = self.deaths.get(self.stage, [0])[0]
+        if abs(death) == len(self.taken[self.stage]):
             (self.root.parent / "died").write_text(self.stage)
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGKILL if death > 0 else signal.SIGTERM)
 
     def end(self) -> None:
         self.stage = ""
@@ -110,7 +112,7 @@ def start(root: Path, config: str, deaths: dict[str, list[int]]) -> int:
 def kill_at(root: Path, config: str, deaths: dict[str, list[int]]) -> list[str]:
     """Launches until one ends well; the stages in which the others died."""
     died: list[str] = []
-    while (code := _exit_code(start(root, config, deaths))) == -signal.SIGKILL:
+    while (code := _exit_code(start(root, config, deaths))) in (-signal.SIGKILL, 75):
         died.append((root.parent / "died").read_text())
         deaths[died[-1]] = deaths[died[-1]][1:] or [0]
     assert code == 0, f"the campaign ended with {code}"

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import select
 import signal
 import sys
 import time
@@ -88,8 +89,9 @@ class AtOperations:
         self.seen: set[str] = set()
         self._read, self._write = os.pipe()
 
-    def listen(self) -> None:
-        """In the child, before its work."""
+    def listen(self, act: Callable[[str], None] | None = None) -> None:
+        """In the child, before its work. `act`: what to do at an operation, in place of a stop."""
+        act = act or self._stop
         counts: Counter[str] = Counter()
         stage = "start"
 
@@ -103,17 +105,28 @@ class AtOperations:
             counts[name] += 1
             name += f" #{counts[name]}"
             if name not in self.seen and self.picks(name):
-                os.write(self._write, name.encode())
-                os.kill(os.getpid(), signal.SIGSTOP)
+                act(name)
 
         sys.addaudithook(hear)
 
     def kill(self, child: int) -> str | None:
         if not has_stopped(child):
             return None
-        name = os.read(self._read, 4096).decode()
+        name = self.told()
         self.seen.add(name)
         return name
+
+    def tell(self, text: str) -> None:
+        """From the child to its parent."""
+        os.write(self._write, text.encode())
+
+    def told(self) -> str:
+        """All that a child has told; "" if it has told nothing."""
+        return os.read(self._read, 2**16).decode() if select.select([self._read], [], [], 0)[0] else ""
+
+    def _stop(self, name: str) -> None:
+        self.tell(name)
+        os.kill(os.getpid(), signal.SIGSTOP)
 
     def _path(self, event: str, arguments: tuple[Any, ...]) -> str:
         """Relative to the run; "" for reads and for other places."""

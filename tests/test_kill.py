@@ -1,4 +1,4 @@
-"""kill -9 amid every stage of a real tiny campaign, then the same command: the same bytes in the end."""
+"""kill -9 (and one SIGTERM) amid every stage of a real tiny campaign: the same bytes in the end."""
 
 from __future__ import annotations
 
@@ -105,8 +105,11 @@ def test_kill_9_twice_in_every_stage_changes_no_byte(tmp_path):
         names = whole["steps"][f"{number}/update"]
         checkpoint = [i for i, name in enumerate(names) if name == "state.pt"][1]
         deaths[f"{number}/update"][0] = names.index("advance", checkpoint) + 1
+    # SIGTERM at the next step, the fifth, which is no multiple of checkpoint_every: it is saved all the same
+    deaths["1/update"][1] = -(names.index("advance") + 1)
     killed = run(tmp_path / "killed", 2, deaths)
     assert killed["died"] == [stage for stage in stages for _ in range(2)]
+    assert [killed["steps"][f"{k}/update"].count("advance") for k in (1, 2)] == [2, 5]
 
     before, after = (tree(tmp_path / name / "run") for name in ("whole", "killed"))
     same(before, after)
