@@ -9,7 +9,7 @@ else
 SERVERS_FROM := -r requirements/vllm.txt
 endif
 
-.PHONY: env quickstart test test-servers lint types clean
+.PHONY: env quickstart test test-chaos test-servers lint types clean
 
 env: .venv/.installed
 
@@ -26,6 +26,10 @@ quickstart: env
 # a file of tests goes to one process as a whole; each computes with one thread, so that JOBS cores are busy
 test: env
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+# hundreds of kills of tiny campaigns (docs/crashes.md); minutes
+test-chaos: env
+	$(BIN)/python -m pytest -m chaos tests/chaos
 
 # against a real vllm serve and a real transformers serve, in an environment of their own; minutes
 test-servers: env $(SERVERS)/.installed

@@ -43,6 +43,7 @@ def update(
     on_step: Callable[[dict[str, Any]], None],
     warn: Callable[[str], None] = lambda message: None,
     sharding: Sharding | None = None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Trains one round and writes out/checkpoint. `model` must still have the campaign's base weights.
 
@@ -50,6 +51,8 @@ def update(
     was warned of. Stops before the optimiser step on a non-finite loss or gradient, naming the batch's ids.
     Under torchrun every rank calls this with the same arguments, and the first one writes; `out` must be a
     folder that all ranks read. With `sharding` the ranks also share the weights (FSDP2).
+    When `stopping` (of a rank that is alone) says so, the step that has just been made is saved and
+    InterruptedError is raised: the same call goes on from it.
     """
     if sharding is not None:
         sharding.check(config)
@@ -77,8 +80,12 @@ def update(
         if held_rows and (last or step % config.evaluate_every == config.evaluate_every - 1):
             log({"step": step, "split": "held_out", **run.look_at_held_out(step)})
         run.state["step"] = step + 1
-        if last or run.state["stopped"] or step % config.checkpoint_every == config.checkpoint_every - 1:
+        leaving = stopping()
+        due = step % config.checkpoint_every == config.checkpoint_every - 1
+        if last or run.state["stopped"] or due or leaving:
             run.save()
+        if leaving:
+            raise InterruptedError(f"stopped after step {step}, which is saved")
     return run.finish(out / "checkpoint")
 
 

@@ -1,21 +1,21 @@
 """A campaign: the stages of each round in order, and which judge and generator are in force between them."""
 
 import contextlib
+import errno
 import importlib
 import json
-import signal
-import threading
+import os
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import FrameType
 
 from loop.config_file import LoadedConfig
 from loop.errors import StageFailed, Stopped, UserError
 from loop.progress import Display
 from loop.runner import StageRunner
 from loop.stages import STAGES, Stage
-from loop.store import Store, write_atomically
+from loop.stopping import stop_on_signals
+from loop.store import NO_SPACE, Store, write_atomically
 
 WriteReport = Callable[[Path], Path]
 
@@ -34,19 +34,21 @@ def run_campaign(
     """
     display = display or Display(loaded.config.rounds)
     runner = StageRunner(loaded.config, store, stages, display)
+    begun = False
     with stop_on_signals():
         store.lock()
         try:
             runner.check_existing()
             write_atomically(store.root / "campaign.yaml", loaded.text)
             write_atomically(store.root / "resolved.json", loaded.config.model_dump_json(indent=2) + "\n")
-            store.event("campaign_started", rounds=loaded.config.rounds)
+            store.event("campaign_started", rounds=loaded.config.rounds, pid=os.getpid())
+            begun = True
             run_rounds(runner)
             report = _report(store, write_report)
             store.event("campaign_finished", rounds=loaded.config.rounds)
             return report
         except BaseException as error:
-            _record_end(store, error)
+            _record_end(store, error, begun)
             raise
         finally:
             display.close()
@@ -107,31 +109,17 @@ def _report(store: Store, write_report: WriteReport | None) -> Path:
     except UserError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (*NO_SPACE, errno.EROFS):
+            raise  # as outside of all stages
         log = store.root / "logs" / "report.log"
         log.parent.mkdir(exist_ok=True)
         log.write_text(traceback.format_exc(), encoding="utf-8")
         raise StageFailed(f"all stages are committed, but the report failed: {error}", log) from error
 
 
-def _record_end(store: Store, error: BaseException) -> None:
+def _record_end(store: Store, error: BaseException, begun: bool) -> None:
     event = "campaign_stopped" if isinstance(error, Stopped) else "campaign_failed"
+    if not begun:
+        event = "launch_refused"  # the run stands where it stood before
     with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
         store.event(event, reason=str(error))
-
-
-@contextlib.contextmanager
-def stop_on_signals() -> Iterator[None]:
-    """SIGINT and SIGTERM raise Stopped where the program is; work directories stay for the resume."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Stopped(signal.Signals(number).name)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

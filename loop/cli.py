@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from loop.config_file import LoadedConfig
 
 FAILED, USER_ERROR, STOPPED = 1, 2, 75
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+_DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR),
+)
 
 app = typer.Typer(
     help="Improves a video generator and its judge together, round after round.",
@@ -340,10 +343,10 @@ def judge_bench(
     """Measure how often a judge agrees with people."""
     with _exit_codes():
         columns = dict(_pair(text) for text in dimension or [])
-        from loop.campaign import stop_on_signals
         from loop.chosen_judge import choose_judge, to_json
         from loop.judge_bench import run_bench, write_out
         from loop.progress import Display
+        from loop.stopping import stop_on_signals
 
         chosen = choose_judge(judge, set or [])
         display = Display(0)

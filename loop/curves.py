@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from loop.errors import UserError
+from loop.store import MANIFEST, round_folders
 from loop.table_files import finite
 
 COLUMNS = ("round", "metric", "part", "category", "value", "low", "high", "num_clips", "judge")
@@ -29,8 +30,7 @@ def read_metrics(evaluate: Path) -> list[dict[str, Any]]:
 
 def evaluated_rounds(run_dir: Path) -> list[int]:
     """The rounds whose evaluation is committed, ascending."""
-    found = run_dir.glob("round-[0-9]*/evaluate/manifest.json")
-    return sorted(int(path.parent.parent.name.removeprefix("round-")) for path in found)
+    return [k for k, folder in round_folders(run_dir) if (folder / "evaluate" / MANIFEST).exists()]
 
 
 def read_curves(run_dir: Path, category: str | None = "") -> list[dict[str, Any]]:

@@ -55,6 +55,13 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def size() -> int:
+    """The number of processes of the stage."""
+    import torch.distributed as dist
+
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def description() -> str:
     """Who works here, in words."""
     import torch.distributed as dist

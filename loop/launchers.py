@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -23,9 +24,12 @@ import yaml
 from loop.config import CampaignConfig
 from loop.errors import UserError
 from loop.stages import Stage, StageContext
+from loop.stopping import SECONDS_FOR_A_STEP
 
 MARK = "\x1e"  # before a worker's message to this process
-SECONDS_TO_END = 10.0
+SECONDS_TO_END = SECONDS_FOR_A_STEP + 4.0
+SECONDS_TO_PRINT = 10.0
+SECONDS_FOR_A_SIGNAL = 0.5
 
 
 class Launcher(Protocol):
@@ -130,9 +134,12 @@ class ProcessLauncher:
             for line in process.stdout:
                 reports.take(line)
             code = process.wait()
-            printed.join(SECONDS_TO_END)
+            printed.join(SECONDS_TO_PRINT)
         finally:
             _end(process)
+        if reports.error is not None or code != 0 or not reports.done:
+            # A scheduler signals all processes of a job: our own signal, on its way, says more than this.
+            time.sleep(SECONDS_FOR_A_SIGNAL)
         if reports.error is not None:
             raise _rebuilt(reports.error) from WorkerTraceback(reports.error["traceback"])
         if code != 0 or not reports.done:
@@ -246,15 +253,20 @@ def _log_lines(lines: Iterable[str]) -> None:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Ends the worker with all that it started, if it still runs: they see their standard input close."""
-    with contextlib.suppress(OSError):
-        assert process.stdin
-        process.stdin.close()
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(SECONDS_TO_END)
-        except subprocess.TimeoutExpired:
+    """Ends the worker with all that it started, if it still runs: they see their standard input close.
+
+    First it may save the step that it is at (loop/stopping.py).
+    """
+    assert process.stdin
+    try:
+        if process.poll() is None:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(SECONDS_TO_END)
+    finally:  # a second Ctrl-C waits for nothing
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+        if process.poll() is None:
             process.kill()
             process.wait()
 

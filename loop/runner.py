@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import logging
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from loop.models import has_weights_here, model_identity, resolve_model
 from loop.progress import Display
 from loop.seed_reasoning import seed_identity
 from loop.stages import EVERY_ROUND, Stage, StageContext, derive_seed, plan
-from loop.store import MANIFEST, Store, environment, fingerprint, read_manifest
+from loop.store import MANIFEST, NO_SPACE, Store, environment, fingerprint, read_manifest
 from reward.config import JudgeConfig, without_transport
 from reward.scorers.checklist import checklist_digest
 
@@ -49,6 +50,7 @@ class StageRunner:
                 f"--rounds {begun} or more, or `retake branch` it from round {self.config.rounds}"
             )
         differing: dict[str, None] = {}
+        others: dict[str, None] = {}  # versions of retake
         for round, name in plan(self.config.rounds):
             self.store.finish_interrupted(round, name)
             artefact = self.store.artefact(round, name)
@@ -56,20 +58,26 @@ class StageRunner:
             if manifest is None:
                 self._check_not_shared(round, artefact)
                 continue
+            self.store.check_manifest(artefact, manifest)
             self.store.check_sizes(artefact, manifest)
             self._fingerprints[artefact] = manifest.fingerprint
             if round <= self.shared_rounds:
                 continue
             for key in changed_keys(manifest.config, self._slice(self.stages[name])):
                 differing[f"  {key}, used by {artefact.relative_to(self.store.root)}"] = None
+                if (version := manifest.environment.get("retake")) != self.environment["retake"]:
+                    others[f"retake {version}"] = None
             # Bytes may now differ from an uninterrupted run; the run stays valid.
             for key in changed_keys(manifest.environment, self.environment):
                 self.display.warn_once(f"this run was begun with another {key}")
         if differing:
+            made_by = f" by {' and '.join(others)}, this is {self.environment['retake']}" if others else ""
+            remedy = "; where a key is new, continue with the version that began the run" if others else ""
             raise UserError(
-                f"{self.store.root} was begun with another config:\n"
+                f"{self.store.root} was begun with another config{made_by}:\n"
                 + "\n".join(differing)
                 + "\nrevert these keys to continue the run, or choose another --dir (or name) for a new one"
+                + remedy
             )
 
     def _check_not_shared(self, round: int, artefact: Path) -> None:
@@ -144,6 +152,18 @@ class StageRunner:
             self._fingerprints[artefact] = manifest.fingerprint
         return None if manifest is None else manifest.fingerprint
 
+    def _disk_trouble(self, error: Exception) -> str:
+        """What is wrong with the disk, if that is why a stage failed; "" if it is not.
+
+        Libraries say it in many ways (torch.save: "unexpected pos 576 vs 534"), so the disk itself is tried.
+        """
+        known = isinstance(error, OSError) and error.errno in (*NO_SPACE, errno.EROFS)
+        found = error if known else self.store.write_trouble()
+        if found is None:
+            return ""
+        assert isinstance(found, OSError)
+        return "no disk space left" if found.errno in NO_SPACE else f"{self.store.root} cannot be written"
+
     @contextlib.contextmanager
     def _reporting(self, round: int, name: str) -> Iterator[logging.Logger]:
         """Events and the log file around a stage; what it raises becomes a UserError or a StageFailed."""
@@ -161,9 +181,9 @@ class StageRunner:
                 log.debug("the stage raised", exc_info=True)  # debug: for the file, not for the screen
                 if isinstance(error, UserError):
                     raise
-                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                if trouble := self._disk_trouble(error):
                     raise UserError(
-                        f"no disk space left during {name}: {error}; free some and run the same command again"
+                        f"{trouble} during {name}: {error}; put it right and run the same command again"
                     ) from error
                 if isinstance(error, ValueError) and name in USER_STAGES:
                     raise UserError(str(error)) from error
@@ -201,7 +221,7 @@ def _identify_judge(section: dict[str, Any], judge: JudgeConfig, key: str) -> No
 @contextlib.contextmanager
 def _log_to(path: Path, display: Display) -> Iterator[logging.Logger]:
     """Everything that any library logs goes to the file; warnings of the stage itself also to the screen."""
-    file = logging.FileHandler(path, encoding="utf-8")
+    file = _LogFile(path, display)
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     screen = _ScreenHandler(display)
     root, log = logging.getLogger(), logging.getLogger("retake")
@@ -218,7 +238,23 @@ def _log_to(path: Path, display: Display) -> Iterator[logging.Logger]:
         root.setLevel(level)
         root.removeHandler(file)
         log.removeHandler(screen)
-        file.close()
+        with contextlib.suppress(OSError):  # of a full disk: said before
+            file.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A log that cannot be written is one warning; a stage that needs the disk will fail by itself."""
+
+    def __init__(self, path: Path, display: Display):
+        super().__init__(path, encoding="utf-8")
+        self._display = display
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            self._display.warn_once(f"{self.baseFilename} cannot be written: {error.strerror}")
+        else:
+            super().handleError(record)
 
 
 class _ScreenHandler(logging.Handler):

@@ -47,6 +47,11 @@ def find_run(run: str) -> Path:
     for folder in (Path(run), Path("runs") / run):
         if (folder / "resolved.json").is_file():
             return folder
+    for folder in (Path(run), Path("runs") / run):
+        if (folder / "lock").is_file():
+            raise UserError(
+                f"{folder}: its launch has not written its config (resolved.json): no stage has begun"
+            )
     if Path(run).is_dir():
         raise UserError(f"{run} is not a run directory: it has no resolved.json")
     known = sorted(path.parent.name for path in Path("runs").glob("*/resolved.json"))
@@ -79,46 +84,62 @@ def read_status(root: Path) -> Status:
     resolved = json.loads((root / "resolved.json").read_text(encoding="utf-8"))
     events = store.events()
     running = store.is_locked()
-    stages = [_stage(store, events, running, *step) for step in plan(resolved["rounds"])]
+    owner = store.owner()
+    launched = _events_of(owner, events)
+    stages = [_stage(store, events, launched if running else [], *step) for step in plan(resolved["rounds"])]
     ends = [event for event in events if event["event"].startswith("campaign_")]
     last: dict[str, Any] = ends[-1] if ends else {}
+    ended = bool(launched) and last["event"] != "campaign_started"
+    died = owner != "" and not running and not ended
     gates = [stage.round for stage in stages if stage.stage == "gate" and stage.state == "committed"]
     return Status(
         name=resolved["name"],
         directory=str(root),
-        state=_state(last.get("event"), running, stages),
+        state="interrupted" if died else _state(last.get("event"), running, stages),
         rounds=resolved["rounds"],
         rounds_done=max(gates, default=0),
         generator_in_force=_in_force(store, resolved["rounds"], "gate", "keep"),
         judge_in_force=_in_force(store, resolved["rounds"], "judge_gate", "use"),
-        reason=last.get("reason", ""),
+        reason="" if running or died else last.get("reason", ""),
         stages=stages,
         pruned=pruned_in(root),
     )
 
 
-def _stage(store: Store, events: list[dict[str, Any]], running: bool, round: int, name: str) -> StageStatus:
-    last: dict[str, Any] = {}
-    seconds = None
-    for event in events:
-        if event.get("round") == round and event.get("stage") == name:
-            last = event
-            if event["event"] == "stage_committed":
-                seconds = event["seconds"]
+def _events_of(process: str, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the process has done so far; nothing as long as it looks through what an earlier one left."""
+    starts = [i for i, event in enumerate(events) if event["event"] == "campaign_started"]
+    mine = starts and str(events[starts[-1]].get("pid")) == process
+    return events[starts[-1] :] if mine else []
+
+
+def _stage(
+    store: Store, events: list[dict[str, Any]], launched: list[dict[str, Any]], round: int, name: str
+) -> StageStatus:
+    """launched: the events of the process that has the run now."""
+
+    def of_stage(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [event for event in events if event.get("round") == round and event.get("stage") == name]
+
+    of = of_stage(events)
     if read_manifest(store.artefact(round, name)) is not None:
-        return StageStatus(round, name, "committed", seconds)
-    if running and last.get("event") == "stage_started":
+        seconds = [event["seconds"] for event in of if event["event"] == "stage_committed"]
+        return StageStatus(round, name, "committed", seconds[-1] if seconds else None)
+    now = of_stage(launched)
+    if now and now[-1]["event"] == "stage_started":
         return StageStatus(round, name, "running", None)
-    return StageStatus(round, name, "failed" if last.get("event") == "stage_failed" else "pending", None)
+    failed = of and of[-1]["event"] == "stage_failed"
+    return StageStatus(round, name, "failed" if failed else "pending", None)
 
 
 def _state(last: str | None, running: bool, stages: list[StageStatus]) -> State:
+    """Without a process that died: that is seen by the lock, which is all that such a process leaves."""
     if running:
         return "running"
-    if all(stage.state == "committed" for stage in stages):
-        return "done"
     endings: dict[str | None, State] = {"campaign_stopped": "stopped", "campaign_failed": "failed"}
-    return endings.get(last, "interrupted")
+    if last in endings:
+        return endings[last]
+    return "done" if all(stage.state == "committed" for stage in stages) else "interrupted"
 
 
 def _in_force(store: Store, rounds: int, stage: str, key: str) -> int:

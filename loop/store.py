@@ -4,6 +4,9 @@ An artefact is a directory round-NNN/STAGE with a manifest.json. Work goes on in
 survives a crash; `commit` hashes the files, writes the manifest last and renames. The manifest is the commit.
 """
 
+import contextlib
+import dataclasses
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -33,6 +36,8 @@ LIBRARIES = (
 )
 
 _MANY_FILES, _FLUSHED_AT_ONCE = 256, 16
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_TRIAL_BYTES = 2**20
 
 DiskUsage = Callable[[Path], Any]  # as shutil.disk_usage: an object with `.free` in bytes
 
@@ -42,7 +47,8 @@ class Manifest:
     """What made an artefact, and what is in it. Holds no times: the same work gives the same bytes.
 
     `config` is the slice of the configuration that the fingerprint covers, `inputs` maps each input's name to
-    its fingerprint, `files` maps each relative path to {"size": bytes, "sha256": hex}.
+    its fingerprint, `files` maps each relative path to {"size": bytes, "sha256": hex}. `seal` is the sha256
+    of the manifest's text with an empty seal, so that an edit by hand is noticed; None in older runs.
     """
 
     stage: str
@@ -53,6 +59,7 @@ class Manifest:
     environment: dict[str, Any]
     files: dict[str, dict[str, Any]]
     schema: int = SCHEMA
+    seal: str | None = None
 
 
 def fingerprint(stage: str, round: int, config: dict[str, Any], inputs: dict[str, str]) -> str:
@@ -82,20 +89,42 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def read_manifest(artefact: Path) -> Manifest | None:
-    """None where nothing is committed. Raises UserError for a damaged manifest or one of another schema."""
+    """None where nothing is committed. Raises UserError for a damaged manifest or another version's."""
     path = artefact / MANIFEST
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        if data["schema"] != SCHEMA:
-            raise UserError(
-                f"{path} has schema {data['schema']}, this version of retake writes {SCHEMA}; "
-                "continue with the version that began the run, or choose another --dir"
-            )
+        known = {field.name for field in dataclasses.fields(Manifest)}
+        if data["schema"] != SCHEMA or not data.keys() <= known:
+            raise UserError(_of_another_version(path, data["schema"], data["environment"]))
         return Manifest(**data)
     except FileNotFoundError:
         return None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is damaged; {_redo(artefact)}") from None
+
+
+def _of_another_version(path: Path, schema: int, made_by: dict[str, Any]) -> str:
+    theirs, ours = made_by.get("retake") or "that did not say its version", environment(None)["retake"]
+    return (
+        f"{path} was written by retake {theirs} (schema {schema}); this is retake {ours} (schema {SCHEMA}), "
+        "which would read its files wrongly: continue this run with the version that wrote it, or choose "
+        "another --dir for a new one"
+    )
+
+
+def what_was_edited(artefact: Path, manifest: Manifest) -> str:
+    """How the artefact's manifest differs from the one that was committed here; "" if it does not."""
+    place = f"round-{manifest.round:03d}", manifest.stage
+    if place != (artefact.parent.name, artefact.name):
+        return f"is that of {manifest.stage} in round {manifest.round}"
+    if manifest.fingerprint != fingerprint(manifest.stage, manifest.round, manifest.config, manifest.inputs):
+        return "was edited: its fingerprint does not follow from its config and inputs"
+    text = (artefact / MANIFEST).read_text(encoding="utf-8")
+    if manifest.seal is not None and manifest.seal != _seal(
+        text.replace(_sealed(manifest.seal), _sealed(""))
+    ):
+        return "was edited: its seal does not follow from the rest"
+    return ""
 
 
 class Store:
@@ -112,8 +141,8 @@ class Store:
 
     def last_round(self) -> int:
         """The highest round with a committed artefact, 0 without any."""
-        numbers = [int(p.parent.parent.name[6:]) for p in self.root.glob(f"round-[0-9]*/[!.]*/{MANIFEST}")]
-        return max(numbers, default=0)
+        begun = [k for k, folder in round_folders(self.root) if any(folder.glob(f"[!.]*/{MANIFEST}"))]
+        return max(begun, default=0)
 
     def lock(self) -> None:
         """Take the run for this process. Raises UserError if it is taken, or if the directory is no run."""
@@ -125,6 +154,10 @@ class Store:
 
     def is_locked(self) -> bool:
         return self._lock.is_held()
+
+    def owner(self) -> str:
+        """The process that has the run, or that died having it; "" if the last one ended orderly."""
+        return self._lock.owner()
 
     # --- artefacts
 
@@ -138,6 +171,7 @@ class Store:
         work = artefact.with_name(f".work-{stage}")
         stamp = work / SCRATCH / "fingerprint"
         if work.exists() and not (stamp.is_file() and stamp.read_text() == fingerprint):
+            stamp.unlink(missing_ok=True)  # first: what a kill leaves of this work must not pass for whole
             shutil.rmtree(work)
         stamp.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(stamp, fingerprint)
@@ -166,10 +200,11 @@ class Store:
             path.relative_to(work).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
             for path in paths
         }
-        _flush_all(list({path.parent for path in paths}))
-        manifest = Manifest(stage, round, fingerprint, config, inputs, environment, files)
+        # each one above a file, too, or a power cut could lose the way to it
+        _flush_all(sorted({folder for path in paths for folder in path.parents} - {*work.parents}))
+        manifest = Manifest(stage, round, fingerprint, config, inputs, environment, files, seal="")
         text = json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n"
-        write_atomically(work / MANIFEST, text)
+        write_atomically(work / MANIFEST, text.replace(_sealed(""), _sealed(_seal(text))))
         artefact = self.artefact(round, stage)
         self._publish(work, artefact)
         self._hashed.add(artefact)
@@ -183,6 +218,12 @@ class Store:
                 scratch.unlink(missing_ok=True)
         os.replace(work, artefact)
         _flush(artefact.parent)
+        _flush(self.root)
+
+    def check_manifest(self, artefact: Path, manifest: Manifest) -> None:
+        """Raises UserError if the manifest is not as it was committed."""
+        if what := what_was_edited(artefact, manifest):
+            raise UserError(f"{artefact / MANIFEST} {what}; {_redo(artefact)}")
 
     def check_sizes(self, artefact: Path, manifest: Manifest) -> None:
         """Raises UserError naming the first file that is missing or of another size than when committed.
@@ -253,12 +294,26 @@ class Store:
                 "free some and run the same command again, choose another --dir, or lower launch.min_free_gb"
             )
 
+    def write_trouble(self) -> OSError | None:
+        """Why a small file cannot be written into the run; None if it can."""
+        trial = self.root / ".trial"
+        try:
+            trial.write_bytes(bytes(_TRIAL_BYTES))
+            _flush(trial)
+        except OSError as error:
+            return error
+        finally:
+            with contextlib.suppress(OSError):
+                trial.unlink()
+        return None
+
     # --- logs and events
 
     def begin_attempt(self) -> Path:
         """logs/attempt-N, N one above the last."""
         logs = self.root / "logs"
-        numbers = [int(path.name.removeprefix("attempt-")) for path in logs.glob("attempt-*")]
+        names = [path.name.removeprefix("attempt-") for path in logs.glob("attempt-*")]
+        numbers = [int(name) for name in names if name.isdecimal()]
         attempt = logs / f"attempt-{max(numbers, default=0) + 1}"
         attempt.mkdir(parents=True)
         return attempt
@@ -288,6 +343,12 @@ def _kept(artefact: Path, manifest: Manifest) -> dict[str, dict[str, Any]]:
     """The manifest's files but for those that were pruned."""
     gone = read_pruned(artefact)
     return {name: known for name, known in manifest.files.items() if name not in gone}
+
+
+def round_folders(root: Path) -> list[tuple[int, Path]]:
+    """(round, folder) of every round that has begun. Others, such as a copy round-001.old, are left out."""
+    numbers = {path: path.name.removeprefix("round-") for path in sorted(root.glob("round-*"))}
+    return [(int(n), p) for p, n in numbers.items() if n.isdecimal() and p.name == f"round-{int(n):03d}"]
 
 
 def _files(work: Path) -> Iterator[Path]:
@@ -321,6 +382,14 @@ def _flush_all(paths: Sequence[Path]) -> None:
     with ThreadPoolExecutor(_FLUSHED_AT_ONCE) as pool:
         for _ in pool.map(_flush, paths):  # raises what the first of them raised
             pass
+
+
+def _sealed(seal: str) -> str:
+    return f'"seal": "{seal}"'
+
+
+def _seal(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _redo(artefact: Path) -> str:

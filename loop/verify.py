@@ -9,7 +9,7 @@ from loop.pruned import FILE as PRUNED
 from loop.pruned import read_pruned
 from loop.sizes import in_words
 from loop.stages import STAGES
-from loop.store import MANIFEST, Manifest, Store, fingerprint, read_manifest
+from loop.store import MANIFEST, Manifest, Store, read_manifest, what_was_edited
 
 
 @dataclass(frozen=True)
@@ -65,22 +65,17 @@ def verify(root: Path) -> Verified:
 
 
 def _folders(root: Path) -> Iterator[Path]:
-    for round_folder in sorted(root.glob("round-*")):
-        for folder in sorted(round_folder.iterdir()):
-            if folder.is_dir() and not folder.name.startswith("."):
-                yield folder
+    for folder in sorted(root.glob("round-*/*")):
+        if folder.is_dir() and not folder.name.startswith("."):
+            yield folder
 
 
 def _edited(folder: Path, manifest: Manifest) -> Iterator[str]:
-    """A manifest that does not belong here, or whose fingerprint does not follow from what it says."""
-    if (f"round-{manifest.round:03d}", manifest.stage) != (folder.parent.name, folder.name):
-        yield f"is that of {manifest.stage} in round {manifest.round}"
+    """A manifest that does not belong here, or that is not as it was committed."""
+    if what := what_was_edited(folder, manifest):
+        yield what
     elif manifest.stage not in STAGES:
         yield f"{manifest.stage} is no stage"
-    elif manifest.fingerprint != fingerprint(
-        manifest.stage, manifest.round, manifest.config, manifest.inputs
-    ):
-        yield "was edited: its fingerprint does not follow from its config and inputs"
 
 
 def _strangers(known: dict[Path, Manifest]) -> Iterator[tuple[Path, str]]:

@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -17,10 +18,11 @@ from typing import Any
 
 from loop import distributed
 from loop.config import CampaignConfig
-from loop.errors import UserError
+from loop.errors import Stopped, UserError
 from loop.launchers import MARK, InlineLauncher
 from loop.progress import Progress
 from loop.stages import Stage, StageContext
+from loop.stopping import stop_on_signals
 
 ORPHANED = 76  # exit code of a worker whose parent is gone
 MOST_OF_A_TRACEBACK = (
@@ -103,12 +105,16 @@ def main(path: Path) -> int:
             )
             if request["distributed"]:
                 log.info("%s", distributed.description())
-            launcher.launch(Stage(request["function"], (), ()), context)
+            alone = contextlib.nullcontext() if request["distributed"] else stop_on_signals()
+            with alone:
+                launcher.launch(Stage(request["function"], (), ()), context)
         if request["distributed"]:
             distributed.end()
     except Exception as error:
         channel.send(error=describe(error))
         return 1
+    except Stopped as stop:
+        return 128 + signal.Signals[str(stop)]
     if rank == 0:
         channel.send(done=True)
     return 0

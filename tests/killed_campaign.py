@@ -2,10 +2,14 @@
 
     python tests/killed_campaign.py DIR CONFIG                      one child, uninterrupted
     python tests/killed_campaign.py DIR CONFIG '{"0/prepare": [7, 20], …}'
-                                                    dies at step 7, the next child at 20, …
+                                                    dies at step 7, the next child at 20, …;
+                                                    -7 is SIGTERM, a number above 0 SIGKILL
+    python tests/killed_campaign.py DIR CONFIG '{"seed": 1, "most": 5}'
+                                                    each child is killed from outside within 5 s of its life
 
-Prints one JSON object: the steps of every stage that the last child ran to its end, by name, and the stages
-in which a child died. A step is a call of the stage's progress bar or a file that appears under its name.
+Prints one JSON object: the steps of every stage that the last child ran to its end, by name, where a child
+died, and how many seconds all took. A step is a call of the stage's progress bar or a file that appears under
+its name.
 Forking after the imports makes a launch cost a second instead of ten.
 """
 
@@ -16,6 +20,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +28,7 @@ import loop.steps.judging
 from loop.cli import main
 from loop.progress import Display, Progress
 from loop.stages import STAGES
+from tests.killing import AtRandom, kill_until_done
 
 loop.steps.judging._SHARD = 8  # so that a few questions are several shards
 
@@ -41,9 +47,10 @@ class Steps:
 
     def step(self, name: str) -> None:
         self.taken[self.stage].append(name)
-        if self.deaths.get(self.stage, [0])[0] == len(self.taken[self.stage]):
+        death = self.deaths.get(self.stage, [0])[0]
+        if abs(death) == len(self.taken[self.stage]):
             (self.root.parent / "died").write_text(self.stage)
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGKILL if death > 0 else signal.SIGTERM)
 
     def end(self) -> None:
         self.stage = ""
@@ -82,8 +89,8 @@ def count(steps: Steps) -> None:
     os.replace = counted_replace  # type: ignore[assignment]
 
 
-def launch(root: Path, config: str, deaths: dict[str, list[int]]) -> int:
-    """The command in a child of its own: its exit code, negative if it died by a signal."""
+def start(root: Path, config: str, deaths: dict[str, list[int]]) -> int:
+    """The command in a child of its own: its process id."""
     child = os.fork()
     if child == 0:
         code: Any = 1
@@ -99,6 +106,20 @@ def launch(root: Path, config: str, deaths: dict[str, list[int]]) -> int:
         finally:
             sys.stderr.flush()
             os._exit(code)
+    return child
+
+
+def kill_at(root: Path, config: str, deaths: dict[str, list[int]]) -> list[str]:
+    """Launches until one ends well; the stages in which the others died."""
+    died: list[str] = []
+    while (code := _exit_code(start(root, config, deaths))) in (-signal.SIGKILL, 75):
+        died.append((root.parent / "died").read_text())
+        deaths[died[-1]] = deaths[died[-1]][1:] or [0]
+    assert code == 0, f"the campaign ended with {code}"
+    return died
+
+
+def _exit_code(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
@@ -127,10 +148,11 @@ def import_everything() -> None:
 if __name__ == "__main__":
     import_everything()
     root, config = Path(sys.argv[1]), sys.argv[2]
-    deaths: dict[str, list[int]] = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
-    died: list[str] = []
-    while (code := launch(root, config, deaths)) == -signal.SIGKILL:
-        died.append((root.parent / "died").read_text())
-        deaths[died[-1]] = deaths[died[-1]][1:] or [0]
-    assert code == 0, f"the campaign ended with {code}"
-    print(json.dumps({"steps": json.loads((root.parent / "steps.json").read_text()), "died": died}))
+    when: dict[str, Any] = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
+    began = time.monotonic()
+    if "most" in when:
+        died = kill_until_done(lambda: start(root, config, {}), AtRandom(**when).kill, root)
+    else:
+        died = kill_at(root, config, when)
+    steps = json.loads((root.parent / "steps.json").read_text())
+    print(json.dumps({"steps": steps, "died": died, "seconds": time.monotonic() - began}))

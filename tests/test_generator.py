@@ -239,18 +239,27 @@ def test_resume_is_bit_identical(config, tmp_path, lora, average, reference):
         average=average, reference=reference, ema_decay=0.5, ema_every=2,
     )  # fmt: skip
 
-    def run(out: Path, die_at: int | None = None) -> None:
+    began_at: list[int] = []
+
+    def run(out: Path, die_at: int | None = None, stopping=lambda: False) -> None:
         model = load_model(config)
+        steps: list[int] = []
         anchors = AnchorData(
             torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(1)),
             make_pairs(model).conditions.rows(range(5)),
         )
 
         def on_step(row):
+            if not steps:
+                began_at.append(row["step"])
+            steps.append(row["step"])
             if row["step"] == die_at:
                 raise Killed
 
-        update(model, make_pairs(model), anchors, settings, parent=None, out=out, seed=5, on_step=on_step)
+        update(
+            model, make_pairs(model), anchors, settings, parent=None, out=out, seed=5, on_step=on_step,
+            stopping=lambda: stopping() and steps[-1] == 1,
+        )  # fmt: skip
 
     def content(out: Path) -> dict[str, bytes]:
         return {
@@ -262,10 +271,15 @@ def test_resume_is_bit_identical(config, tmp_path, lora, average, reference):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir(), broken.mkdir()
     run(whole)
-    for die_at in (1, 4, 6):
+    with pytest.raises(Killed):
+        run(broken, 1)
+    with pytest.raises(InterruptedError, match="stopped after step 1, which is saved"):
+        run(broken, stopping=lambda: True)
+    for die_at in (4, 6):
         with pytest.raises(Killed):
             run(broken, die_at)
     run(broken)
+    assert began_at == [0, 0, 0, 2, 3, 6]  # steps 2 and 5 are due to be saved, and 1 was by the stop
     assert content(whole) == content(broken)
     assert any(LORA_FILE in n or "transformer" in n for n in content(whole))
 

@@ -1,4 +1,4 @@
-"""kill -9 amid every stage of a real tiny campaign, then the same command: the same bytes in the end."""
+"""kill -9 (and one SIGTERM) amid every stage of a real tiny campaign: the same bytes in the end."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,7 +61,7 @@ launch: {min_free_gb: 0}
 """
 
 
-def run(folder: Path, hash_seed: int, deaths: dict[str, list[int]]) -> dict:
+def run(folder: Path, hash_seed: int, deaths: dict[str, Any]) -> dict[str, Any]:
     """One process that runs the campaign; its own hash seed, so that no set's order decides a byte unseen."""
     folder.mkdir()
     (folder / "killed.yaml").write_text(CONFIG)
@@ -86,6 +87,13 @@ def thirds(steps: list[str]) -> list[int]:
     return [max(1, 2 * len(steps) // 3), max(1, len(steps) // 3)]
 
 
+def same(before: dict[str, bytes], after: dict[str, bytes]) -> None:
+    """Raises AssertionError naming the files that differ between two runs."""
+    del before["report.html"], after["report.html"]  # tells the time that each stage took
+    assert before.keys() == after.keys()
+    assert [name for name in before if before[name] != after[name]] == []
+
+
 @pytest.mark.timeout(600)
 def test_kill_9_twice_in_every_stage_changes_no_byte(tmp_path):
     whole = run(tmp_path / "whole", 1, {})
@@ -97,13 +105,14 @@ def test_kill_9_twice_in_every_stage_changes_no_byte(tmp_path):
         names = whole["steps"][f"{number}/update"]
         checkpoint = [i for i, name in enumerate(names) if name == "state.pt"][1]
         deaths[f"{number}/update"][0] = names.index("advance", checkpoint) + 1
+    # SIGTERM at the next step, the fifth, which is no multiple of checkpoint_every: it is saved all the same
+    deaths["1/update"][1] = -(names.index("advance") + 1)
     killed = run(tmp_path / "killed", 2, deaths)
     assert killed["died"] == [stage for stage in stages for _ in range(2)]
+    assert [killed["steps"][f"{k}/update"].count("advance") for k in (1, 2)] == [2, 5]
 
     before, after = (tree(tmp_path / name / "run") for name in ("whole", "killed"))
-    del before["report.html"], after["report.html"]  # tells the time that each stage took
-    assert before.keys() == after.keys()
-    assert [name for name in before if before[name] != after[name]] == []
+    same(before, after)
 
     # the comparison means something: it has both kinds of judge training, kept updates, resumed checkpoints
     run_dir = tmp_path / "killed" / "run"

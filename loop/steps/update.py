@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from loop import distributed
 from loop.stages import StageContext, derive_seed
 from loop.steps.common import clip_paths, load_generator, read_table, write_json
 from loop.steps.conditions import shared_conditions
+from loop.stopping import finishing_steps
 
 
 def run(ctx: StageContext) -> None:
@@ -42,18 +44,23 @@ def run(ctx: StageContext) -> None:
             ctx.progress.advance()
         ctx.log.info("%s", row)
 
-    chosen = update(
-        model,
-        pairs,
-        anchors,
-        config,
-        parent=parent / "checkpoint" if parent else None,
-        out=ctx.out,
-        seed=ctx.seed,
-        on_step=on_step,
-        warn=ctx.log.warning,
-        sharding=sharding,
-    )
+    with contextlib.ExitStack() as stack:
+        # several processes save together, so one of them must not stop for that alone
+        alone = distributed.size() == 1
+        stopping = stack.enter_context(finishing_steps()) if alone else lambda: False
+        chosen = update(
+            model,
+            pairs,
+            anchors,
+            config,
+            parent=parent / "checkpoint" if parent else None,
+            out=ctx.out,
+            seed=ctx.seed,
+            on_step=on_step,
+            warn=ctx.log.warning,
+            sharding=sharding,
+            stopping=stopping,
+        )
     if distributed.rank() == 0:
         write_json(ctx.out / "metrics.json", {"num_pairs": len(pairs.ids) if pairs else 0, **chosen})
 
