@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,17 @@ COLUMNS = ("round", "metric", "part", "category", "value", "low", "high", "num_c
 
 
 def read_metrics(evaluate: Path) -> list[dict[str, Any]]:
-    """Rows of one evaluate artefact's metrics.parquet, in stored order; [] if it wrote none."""
+    """Rows of one evaluate artefact's metrics.parquet, in stored order; [] if it wrote none.
+
+    What could not be measured is None, also where an older run has NaN, which JSON cannot hold.
+    """
     path = evaluate / "metrics.parquet"
     if not path.exists():
         return []
     import pyarrow.parquet  # slow to import, and `retake --help` comes through this file
 
-    return pyarrow.parquet.ParquetFile(path).read(columns=list(COLUMNS)).to_pylist()
+    rows = pyarrow.parquet.ParquetFile(path).read(columns=list(COLUMNS)).to_pylist()
+    return [{name: None if _is_nan(value) else value for name, value in row.items()} for row in rows]
 
 
 def read_curves(run_dir: Path, category: str | None = "") -> list[dict[str, Any]]:
@@ -35,6 +40,10 @@ def read_curves(run_dir: Path, category: str | None = "") -> list[dict[str, Any]
             if category is None or row["category"] == category:
                 rows.append({**row, "kept": kept})
     return rows
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def to_csv(rows: Sequence[dict[str, Any]]) -> str:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from itertools import combinations
 from typing import Any
 
+from loop.held_out import TrainingAnchor, training_anchors
 from loop.stages import StageContext
 from loop.steps.common import clip_paths, read_table, write_json
 from loop.steps.judging import ask, fold_all, open_judge, write_verdicts, write_votes
@@ -42,7 +43,6 @@ def plan_questions(ctx: StageContext, round_number: int) -> list[Question]:
     The same questions with the same ids whenever it is called for a round and its sample artefact.
     """
     takes = read_table(ctx.inputs["sample"] / "takes.parquet")
-    anchors = [a for a in read_table(ctx.inputs["prepare"] / "anchors.parquet") if a["part"] == "train"]
     paths = clip_paths(ctx, "prepare", "sample")
     scope = f"{ctx.config.seed}/{round_number}/label"
     dimensions, settings = ctx.config.judge.dimensions, ctx.config.label
@@ -63,8 +63,8 @@ def plan_questions(ctx: StageContext, round_number: int) -> list[Question]:
     guided: dict[str, list[dict]] = defaultdict(list)
     for take in takes:
         (fresh[take["prompt_id"]] if take["kind"] == "fresh" else guided[take["anchor_id"]]).append(take)
-    by_caption: dict[str, list[dict]] = defaultdict(list)
-    for anchor in anchors:
+    by_caption: dict[str, list[TrainingAnchor]] = defaultdict(list)
+    for anchor in training_anchors(ctx):
         by_caption[anchor["caption"]].append(anchor)
     for prompt_takes in fresh.values():
         for one, other in list(combinations(prompt_takes, 2))[: settings.max_take_pairs_per_prompt]:
