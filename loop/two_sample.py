@@ -49,9 +49,9 @@ def two_sample_auc(
     real [N, F], made [M, F]; a group is a prompt, with all sources that share it. No group is in the training
     and the test half of a fold, and groups with clips of one kind alone are left out. Clips are compared with
     those of their own fold, whose scores come from the same line: the share of pairs in which the real clip
-    has the higher score, ties half. Of samples of one kind it is ½ in the mean, more often somewhat below than
-    above. The interval resamples groups but does not fit the lines again, which makes it somewhat narrow: of
-    such samples it holds ½ in some 85 %.
+    has the higher score, ties half. For samples of one kind that is ½ in the mean, more often somewhat below
+    than above. The interval resamples groups but does not fit the lines again, which makes it somewhat
+    narrow.
     Raises TooFewClips.
     """
     both = set(real_groups) & set(made_groups)
