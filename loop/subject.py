@@ -32,8 +32,9 @@ def subject_drift(frames: np.ndarray) -> float:
     moving = spread.max(axis=-1) > _CHANGE
     if moving.mean() < _SMALLEST:
         return 0.0
-    shares = np.stack([_histogram(frame[moving]) for frame in small])
-    rest = np.zeros(shares.shape[1]) if moving.all() else _histogram(small[:, ~moving].reshape(-1, 3))
+    shares = _histograms(small[:, moving])
+    # a pixel at rest is as it is on average
+    rest = 0 if moving.all() else _histograms(small[:, ~moving].mean(axis=0, keepdims=True))[0]
     weights = np.clip(1 - rest / np.maximum(shares.mean(axis=0), 1e-12), 0, 1)
     colours = shares * weights
     amount = colours.sum(axis=1)
@@ -55,17 +56,21 @@ def small_frames(frames: np.ndarray) -> np.ndarray:
     return np.stack([cv2.resize(f, size, interpolation=cv2.INTER_AREA) for f in frames])
 
 
-def _histogram(pixels: np.ndarray) -> np.ndarray:
-    """Shares [64] of 4 levels a channel among uint8 pixels [N, 3]; they add up to 1.
+def _histograms(pixels: np.ndarray) -> np.ndarray:
+    """Shares [T, 64] of 4 levels a channel among each frame's pixels, [T, N, 3] of 0 to 255; rows add up to 1.
 
     A pixel is shared between the levels it lies between, so that noise moves the histogram by little.
     """
     place = np.clip((pixels.astype(np.float32) + 0.5) * _BINS / 256 - 0.5, 0, _BINS - 1)
     lower = np.minimum(place.astype(int), _BINS - 2)
     part = place - lower
-    found = np.zeros(_BINS**3)
-    for corner in np.ndindex(2, 2, 2):
-        shares = np.where(corner, part, 1 - part).prod(axis=1)
-        bins = np.ravel_multi_index(tuple((lower + corner).T), (_BINS,) * 3)
-        found += np.bincount(bins, shares, minlength=_BINS**3)
-    return found / len(pixels)
+    to = (1 - part, part)  # the lower level and the upper one
+    num_bins = _BINS**3
+    row = num_bins * np.arange(len(pixels))[:, None]
+    first = row + lower[..., 0] * _BINS**2 + lower[..., 1] * _BINS + lower[..., 2]
+    found = np.zeros(num_bins * len(pixels))
+    for i, j, k in np.ndindex(2, 2, 2):
+        shares = to[i][..., 0] * to[j][..., 1] * to[k][..., 2]
+        bins = first + (i * _BINS**2 + j * _BINS + k)
+        found += np.bincount(bins.ravel(), shares.ravel(), minlength=len(found))
+    return found.reshape(len(pixels), num_bins) / pixels.shape[1]

@@ -8,6 +8,7 @@ one can.
 from __future__ import annotations
 
 import ast
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -27,7 +28,9 @@ from loop.progress import Display
 from loop.stages import STAGES, StageContext
 from loop.steps.common import write_table
 from loop.steps.prepare import ANCHORS, PROMPTS
+from loop.steps.sample import Take, plan_takes
 from loop.store import SCRATCH
+from reward.calibration import save
 from tests.test_isolation import ROOT, reachable
 from tests.test_kill import CONFIG
 
@@ -35,15 +38,13 @@ TRAINING = ("train_judge", "sample", "label", "pair", "update")
 SMALLER = (
     "data.num_anchors={train: 4, calibrate: 1, gate: 1, report: 1}",
     "known_answers.num_train=4",
-    "known_answers.num_calibrate=6",
     "certainty.min_labels=4",
-    "judge_gate.num_questions=4",
     "label.voting.num_ballots=2",
     "sample.sampling.num_steps=2",
     "sample.fresh.num_prompts=2",
-    "train_judge.num_steps=2",
+    "train_judge.num_steps=1",
     "train_judge.preference_steps=1",
-    "update.num_steps=3",
+    "update.num_steps=2",
 )
 
 
@@ -53,14 +54,14 @@ class Campaign:
     def __init__(self, root: Path) -> None:
         self.root = root
         (root / "tiny.yaml").write_text(CONFIG)
-        self.config = load_config(root / "tiny.yaml", SMALLER).config
 
-    def run(self, name: str, round: int, folder: str, **inputs: Path) -> Path:
+    def run(self, name: str, folder: str, inputs: dict[str, Path], *overrides: str, round: int = 1) -> Path:
+        config = load_config(self.root / "tiny.yaml", [*SMALLER, *overrides]).config
         out = self.root / folder
         out.mkdir()
         progress, log = Display(2).stage(round, name), logging.getLogger("retake.test")
-        ctx = StageContext(self.config, round, inputs, out, 7 + round, progress, log, name)
-        InlineLauncher(self.config).launch(STAGES[name], ctx)
+        ctx = StageContext(config, round, inputs, out, 7, progress, log, name)
+        InlineLauncher(config).launch(STAGES[name], ctx)
         return out
 
 
@@ -96,79 +97,78 @@ def campaign(tmp_path_factory) -> Campaign:
 
 
 @pytest.fixture(scope="module")
-def clean(campaign) -> dict[str, tuple[str, int, dict[str, Path], Path]]:
-    """A round and the start of the next: stage, round, inputs and artefact of each."""
-    done: dict[str, tuple[str, int, dict[str, Path], Path]] = {}
-
-    def run(name: str, round: int, **inputs: Path) -> Path:
-        key = f"{name}-{round}"
-        out = campaign.run(name, round, key, **inputs)
-        done[key] = (name, round, inputs, out)
-        return out
-
-    prepared = run("prepare", 0)
-    judge = run("train_judge", 1, prepare=prepared)
-    judged = run("judge_gate", 1, prepare=prepared, train_judge=judge)
-    sample = run("sample", 1, prepare=prepared)
-    label = run("label", 1, prepare=prepared, sample=sample, judge_gate=judged, judge=judge)
-    pair = run("pair", 1, prepare=prepared, sample=sample, label=label)
-    update = run("update", 1, prepare=prepared, sample=sample, pair=pair)
-    run("train_judge", 2, prepare=prepared, judge_parent=judge, label=label, sample=sample)
-    run("sample", 2, prepare=prepared, generator=update)
-    return done
+def prepared(campaign) -> Path:
+    return campaign.run("prepare", "prepare", {}, round=0)
 
 
-@pytest.fixture(scope="module")
-def calibrated_by_poison(campaign, clean) -> Path:
-    """judge_gate's artefact, its calibrators fitted on poison and all else in it removed."""
-    _, _, inputs, _ = clean["judge_gate-1"]
-    prepared = poison(inputs["prepare"], campaign.root / "prepare-calibrate", ("calibrate",))
-    return campaign.run("judge_gate", 1, "judge_gate-calibrate", **inputs | {"prepare": prepared})
-
-
-def test_training_is_the_same_byte_for_byte_whatever_is_held_out(
-    campaign, clean, calibrated_by_poison, monkeypatch
-):
+def test_training_is_the_same_byte_for_byte_whatever_is_held_out(campaign, prepared, monkeypatch):
     monkeypatch.setattr(oracle, "score", None)  # a call would raise
-    poisoned = poison(clean["prepare-0"][3], campaign.root / "prepare-all", PARTS[1:])
-    calibrators = campaign.root / "calibrators"
-    calibrators.mkdir()
-    shutil.copy(calibrated_by_poison / "calibrators.json", calibrators)
+    poisoned = poison(prepared, campaign.root / "prepare-all", PARTS[1:])
+    (campaign.root / "judge_gate").mkdir()
+    save({}, campaign.root / "judge_gate" / "calibrators.json")  # all that label may read of it
+    inputs = {"judge_gate": campaign.root / "judge_gate"}
+    given = {
+        "sample": (),
+        "label": ("sample", "judge_gate"),
+        "pair": ("sample", "label"),
+        "update": ("sample", "pair"),
+        "train_judge": ("label", "sample"),  # of the next round: known answers and its own votes
+    }
+    assert given.keys() == set(TRAINING)
     differing = []
-    for key, (name, round, inputs, artefact) in clean.items():
-        if name in TRAINING:
-            given = inputs | {"prepare": poisoned}
-            if "judge_gate" in given:
-                given["judge_gate"] = calibrators
-            again = content(campaign.run(name, round, f"{key}-poisoned", **given))
-            before = content(artefact)
-            assert before and before.keys() == again.keys()
-            differing += [f"{key}/{file}" for file in before if before[file] != again[file]]
+    for name, others in given.items():
+        of = {other: inputs[other] for other in others}
+        round = 2 if name == "train_judge" else 1
+        inputs[name] = campaign.run(name, name, of | {"prepare": prepared}, round=round)
+        again = campaign.run(name, f"{name}-poisoned", of | {"prepare": poisoned}, round=round)
+        before, after = content(inputs[name]), content(again)
+        assert before and before.keys() == after.keys()
+        differing += [f"{name}/{file}" for file in before if before[file] != after[file]]
     assert differing == []
-    # the comparison means something: there is training of every kind in it
-    assert {"label-1", "pair-1", "update-1", "train_judge-2"} <= clean.keys()
-    assert pq.read_table(clean["pair-1"][3] / "pairs.parquet").num_rows > 0
-    assert '"phase": "srpo"' in (clean["train_judge-2"][3] / "log.jsonl").read_text()
+    # the comparison means something: every kind of training had something to learn from
+    assert pq.read_table(inputs["pair"] / "pairs.parquet").num_rows > 0
+    assert (inputs["update"] / "checkpoint").is_dir()
+    phases = [json.loads(line)["phase"] for line in (inputs["train_judge"] / "log.jsonl").open()]
+    assert set(phases) == {"sft", "srpo"}
 
 
-def test_a_stage_that_reads_all_rows_is_found(campaign, clean, monkeypatch):
-    """Else the test above might hold because poison is harmless."""
+def test_a_stage_that_reads_all_rows_is_found(campaign, prepared, monkeypatch):
+    """Else the test above might hold because the poison is harmless."""
+
+    def planned(folder: Path) -> list[Take]:
+        config = load_config(campaign.root / "tiny.yaml", SMALLER).config
+        ctx = StageContext(config, 1, {"prepare": folder}, folder, 7, None, None, "sample")
+        return plan_takes(config, 1, held_out.training_prompts(ctx), held_out.training_anchors(ctx))
+
+    poisoned = poison(prepared, campaign.root / "prepare-sabotage", PARTS[1:])
+    honest = planned(prepared)
+    assert planned(poisoned) == honest
     monkeypatch.setattr(held_out, "_rows", lambda ctx, table, part: held_out._table(ctx, table))
-    name, round, inputs, artefact = clean["sample-1"]
-    poisoned = poison(inputs["prepare"], campaign.root / "prepare-sabotage", PARTS[1:])
-    again = campaign.run(name, round, "sample-sabotage", **inputs | {"prepare": poisoned})
-    assert content(again) != content(artefact)
+    assert planned(poisoned) != honest
 
 
 def test_the_calibrate_part_reaches_calibrators_alone_and_the_gate_part_the_decision_alone(
-    campaign, clean, calibrated_by_poison
+    campaign, prepared
 ):
-    name, round, inputs, artefact = clean["judge_gate-1"]
-    honest, by_poison = content(artefact), content(calibrated_by_poison)
-    assert [f for f in honest if honest[f] != by_poison[f]] == ["calibrators.json"]
-    prepared = poison(inputs["prepare"], campaign.root / "prepare-gate", ("gate", "report"))
-    judged = content(campaign.run(name, round, "judge_gate-gate", **inputs | {"prepare": prepared}))
-    assert sorted(f for f in honest if honest[f] != judged[f]) == ["gate.json", "verdicts.parquet"]
+    (campaign.root / "untrained").mkdir()
+    judge = "judge={type: python, target: 'tests.test_judged_takes:Brighter', num_segment_frames: 5}"
+
+    def judged(name: str, *parts: str) -> dict[str, bytes]:
+        inputs = {"prepare": poison(prepared, campaign.root / f"prepare-{name}", parts)}
+        inputs["train_judge"] = campaign.root / "untrained"
+        untrained = ("train_judge={num_steps: 0, preference_steps: 0}", "known_answers.num_calibrate=40")
+        return content(campaign.run("judge_gate", f"judged-{name}", inputs, judge, *untrained))
+
+    honest = judged("honest")
+    assert honest.keys() == {"calibrators.json", "gate.json", "verdicts.parquet"}
+
+    def changed(found: dict[str, bytes]) -> list[str]:
+        return sorted(file for file in honest if honest[file] != found[file])
+
+    assert changed(judged("calibrate", "calibrate", "report")) == ["calibrators.json"]
+    by_gate = changed(judged("gate", "gate", "report"))
+    assert "verdicts.parquet" in by_gate and "calibrators.json" not in by_gate
+    assert changed(judged("report", "report")) == []
 
 
 def test_no_training_stage_gets_what_evaluate_or_the_gate_wrote():

@@ -45,7 +45,7 @@ class Brighter:
         return vote_of(ask, Reply(dict.fromkeys(ask.question.dimensions, word), "", None))
 
     def identity(self) -> str:
-        return f"{type(self).__name__} {'x' * 20}"
+        return "0123456789abcdef" * 4
 
     def close(self) -> None:
         pass
@@ -135,8 +135,12 @@ def test_the_held_out_judge_has_its_own_win_rates(prepared, tmp_path):
     names = ("win_rate_vs_base", "win_rate_vs_previous")
     assert [rows[n]["value"] for n in names] == [1, 0.5]
     assert [rows[f"held_out_{n}"]["value"] for n in names] == [0, 0.5]
-    assert {rows[n]["judge"] for n in (*names, "fool_rate")} == {"Brighter xxx"}
-    assert {rows[f"held_out_{n}"]["judge"] for n in names} == {"Darker xxxxx"}
+    assert {rows[n]["judge"] for n in (*names, "fool_rate")} == {
+        "python:tests.test_judged_takes:Brighter:0123456789ab"
+    }
+    assert {rows[f"held_out_{n}"]["judge"] for n in names} == {
+        "python:tests.test_judged_takes:Darker:0123456789ab"
+    }
     assert [rows[n]["num_clips"] for n in (names[0], f"held_out_{names[0]}")] == [6, 4]
     assert (asked, asked_held_out) == (6 + 6 + 4, 4 + 4)  # four takes stand beside a real clip
     assert (rows["fool_rate"]["value"], rows["judge_oracle_agreement_vs_base"]["value"]) == (0, 1)

@@ -5,6 +5,7 @@ The judge in force changes from round to round; the held-out judge is the same i
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,7 +46,8 @@ class _Panel:
 
     @property
     def name(self) -> str:
-        return self.judge.identity()[:12]
+        """Its identity, of a sha256 the first 12 digits."""
+        return re.sub(r"([0-9a-f]{12})[0-9a-f]{52}", r"\1", self.judge.identity())
 
 
 def judge_takes(ctx: StageContext, takes: Sequence[Take], totals: Sequence[float | None], rows: Rows) -> None:
