@@ -57,7 +57,7 @@ def small_frames(frames: np.ndarray) -> np.ndarray:
 
 
 def _histograms(pixels: np.ndarray) -> np.ndarray:
-    """Shares [T, 64] of 4 levels a channel among each frame's pixels, [T, N, 3] of 0 to 255; rows add up to 1.
+    """Shares [T, 64] of 4 levels a channel among each frame's pixels [T, N, 3] of 0 to 255; rows add up to 1.
 
     A pixel is shared between the levels it lies between, so that noise moves the histogram by little.
     """
