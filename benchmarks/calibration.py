@@ -191,7 +191,7 @@ def examine(
     found = judge_in_force(run)
     progress = LineProgress(run.name, Console(stderr=True))
     inputs = {"prepare": run / "round-000" / "prepare"}
-    ctx = StageContext(config, 0, inputs, out, 0, progress, logging.getLogger("retake"))
+    ctx = StageContext(config, 0, inputs, out, 0, progress, logging.getLogger("retake"), "evaluate")
     judge = open_judge(ctx, found.trained)
     by_name: dict[str, Callable[[Verdict], Verdict]] = {"as voted": as_voted}
     own: Calibrators = {}

@@ -33,7 +33,9 @@ def examine(run: Path, num_questions: int, num_ballots: int) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         inputs = {"prepare": run / "round-000" / "prepare"}
         progress = LineProgress(run.name, Console(stderr=True))
-        ctx = StageContext(config, 0, inputs, Path(scratch), 0, progress, logging.getLogger("retake"))
+        ctx = StageContext(
+            config, 0, inputs, Path(scratch), 0, progress, logging.getLogger("retake"), "evaluate"
+        )
         known = known_answers(ctx, "report", num_questions)
         questions, truth = [k.question for k in known], [k.answers for k in known]
         groups = [q.group for q in questions]

@@ -367,7 +367,9 @@ def ask(run: Path, num_questions: int) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         progress = LineProgress(run.name, Console(stderr=True))
         inputs = {"prepare": run / "round-000" / "prepare"}
-        ctx = StageContext(config, 0, inputs, Path(scratch), 0, progress, logging.getLogger("retake"))
+        ctx = StageContext(
+            config, 0, inputs, Path(scratch), 0, progress, logging.getLogger("retake"), "evaluate"
+        )
         known = known_answers(ctx, "report", num_questions)
         judge = open_judge(ctx, used[-1] if used else None)
         started = time.process_time()

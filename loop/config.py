@@ -169,6 +169,18 @@ class EvaluateConfig(Section):
     num_seeds: int = Field(2, ge=1)  # takes of each prompt, the same seeds every round
     num_judged: int = Field(64, ge=0)  # takes that the judge sees; the oracle sees all
     num_ballots: int = Field(2, ge=1)
+    # takes that the held-out judge sees in each comparison; none = as num_judged, but 32 at most
+    num_held_out_judged: int | None = Field(None, ge=0)
+
+    @property
+    def held_out_judged(self) -> int:
+        given = self.num_held_out_judged
+        return min(self.num_judged, 32) if given is None else given
+
+    @model_serializer(mode="wrap")
+    def _without_idle_keys(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Where it is not given, no older fingerprint knows the key."""
+        return {n: v for n, v in write(self).items() if n != "num_held_out_judged" or v is not None}
 
 
 class GateConfig(Section):

@@ -12,6 +12,7 @@ from pathlib import Path
 from generator.clips import read_conformed
 from loop.config import PARTS, ClipConfig, DataConfig
 from loop.errors import UserError
+from loop.held_out import plain
 from loop.human_pairs import HumanPair, read_human_pairs
 from loop.metadata import Row, Skip, read_metadata
 from loop.splits import assign_parts
@@ -165,8 +166,9 @@ def read_prompts(
     """One Prompt per distinct caption, with the caption's part, then those that `data.prompts` names.
 
     `further` is a text file, one prompt a line, or "embedded". Its prompts join training, unless they are
-    captions, which keep their part. Blank lines and lines that start with # are left out. Raises UserError if
-    the file cannot be read, or if there are `categories` to choose: a line of text says none.
+    captions, which keep their part; one that is a held-out caption but for case and spaces is left out, as
+    are blank lines and lines that start with #. Raises UserError if the file cannot be read, or if there are
+    `categories` to choose: a line of text says none.
     """
     if further is not None and categories is not None:
         raise UserError(
@@ -178,7 +180,10 @@ def read_prompts(
         prompt = Prompt(prompt_id_of(anchor.caption), anchor.caption, anchor.category, anchor.part)
         known = prompts.setdefault(anchor.caption, prompt)
         assert known.part == anchor.part, f"caption in two parts: {anchor.caption!r}"
+    held_out = {plain(prompt.text) for prompt in prompts.values() if prompt.part != "train"}
     for text in _further_prompts(further) if further is not None else []:
+        if plain(text) in held_out:
+            continue
         prompts.setdefault(text, Prompt(prompt_id_of(text), text, "", "train"))
     return list(prompts.values())
 

@@ -97,6 +97,7 @@ class ProcessLauncher:
             "inputs": {key: str(path) for key, path in context.inputs.items()},
             "out": str(context.out),
             "seed": context.seed,
+            "stage": context.stage,
             "distributed": self.starts_several(stage),
         }
         with tempfile.TemporaryDirectory(prefix="retake-") as folder:

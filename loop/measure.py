@@ -1,4 +1,6 @@
-"""Motion and flicker of any clip, measured from pixels without a trained model (Farneback optical flow).
+"""Motion, flicker and subject drift of any clip, from pixels and without a trained model.
+
+Motion is Farneback's optical flow, not the RAFT of VBench's dynamic degree.
 
 These are our own measures, cheap enough for every take of every round. They follow the ideas of known
 benchmarks but not their numbers: do not compare them with published ones.
@@ -11,18 +13,24 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
+from loop.subject import subject_drift
+
 _LONGEST_SIDE = 160  # pixels: larger clips are measured at this size
 _FASTEST = 0.05  # share of pixels that speaks for the motion, so that a small object on a still ground counts
 
 
 def measure(frames: np.ndarray) -> dict[str, float]:
-    """motion_magnitude, motion_smoothness and flicker of uint8 [T, H, W, 3]. Raises ValueError if T < 3."""
+    """motion_magnitude, motion_smoothness, flicker and subject_drift of uint8 [T, H, W, 3], T ≥ 3.
+
+    Raises ValueError for other input.
+    """
     grey = _grey(frames)
     flows = np.stack([_flow(a, b) for a, b in pairwise(grey)])
     return {
         "motion_magnitude": _magnitude(flows),
         "motion_smoothness": _smoothness(grey),
         "flicker": _flicker(grey),
+        "subject_drift": subject_drift(frames),
     }
 
 

@@ -103,7 +103,7 @@ def _check_new_head(config: CampaignConfig) -> None:
             "judge.scorer.new_head is a head of zeros, but train_judge.num_steps is 0: raise it, or give a "
             "scorer"
         )
-    if config.gate.enabled and config.held_out_judge is None and not _has_head(config.judge):
+    if config.gate.enabled and is_judge_untrained(config.measuring_judge):
         raise UserError(
             "judge.scorer.new_head is a head of zeros, and the gate asks the judge as it came: set "
             "gate.enabled to false to train a scorer, then give its train_judge/judge folder as "
@@ -111,9 +111,12 @@ def _check_new_head(config: CampaignConfig) -> None:
         )
 
 
-def _has_head(judge: JudgeConfig) -> bool:
+def is_judge_untrained(judge: JudgeConfig) -> bool:
+    """Whether it is a scorer with a head of zeros, which prefers nothing."""
+    if not judge.scoring.new_head:
+        return False
     assert judge.model is not None
-    return (Path(resolve_model(judge.model, "judge.model")) / HEAD_FILE).is_file()
+    return not (Path(resolve_model(judge.model, "judge.model")) / HEAD_FILE).is_file()
 
 
 def _num_steps(settings: TrainJudgeConfig) -> int:

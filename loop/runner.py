@@ -119,7 +119,8 @@ class StageRunner:
             work = self.store.begin(round, name, mark)
             progress = self.display.stage(round, name)
             seed = derive_seed(self.config.seed, round, name)
-            self.launcher.launch(stage, StageContext(self.config, round, given, work, seed, progress, log))
+            context = StageContext(self.config, round, given, work, seed, progress, log, name)
+            self.launcher.launch(stage, context)
             self.store.commit(work, round, name, mark, config, prints, self.environment)
             self._fingerprints[artefact] = mark
             progress.done()

@@ -1,5 +1,6 @@
 """Which part every clip belongs to: groups of equal source or caption never meet across parts.
 
+Captions that differ in case or spaces alone are equal: what one of them trains, the other must not examine.
 The prepare stage writes the parts down once; nothing assigns them again when the folder grows.
 """
 
@@ -7,10 +8,11 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 from loop.config import PARTS, SplitConfig
 from loop.errors import UserError
+from loop.held_out import plain
 from loop.metadata import Row, Skip
 
 
@@ -45,8 +47,19 @@ def assign_parts(
 
 
 def _groups(rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows joined by equal source or equal caption, transitively (union-find), each sorted by source."""
-    leader = list(range(len(rows)))
+    """Rows joined by equal source or equal caption, each group sorted by source."""
+    groups: dict[int, list[Row]] = {}
+    for number, row in zip(join([(row.source, row.caption) for row in rows]), rows, strict=True):
+        groups.setdefault(number, []).append(row)
+    return [sorted(group, key=lambda row: (row.source, row.file_name)) for group in groups.values()]
+
+
+def join(clips: Sequence[tuple[str, str]]) -> list[int]:
+    """A number for the group of each clip, given as (source, caption).
+
+    Clips of equal source or caption are of one group, transitively (union-find).
+    """
+    leader = list(range(len(clips)))
 
     def find(i: int) -> int:
         while leader[i] != i:
@@ -54,14 +67,11 @@ def _groups(rows: Sequence[Row]) -> list[list[Row]]:
             i = leader[i]
         return i
 
-    first: dict[tuple[str, str], int] = {}
-    for i, row in enumerate(rows):
-        for key in (("source", row.source), ("caption", row.caption)):
+    first: dict[Hashable, int] = {}
+    for i, (source, caption) in enumerate(clips):
+        for key in (("source", source), ("caption", plain(caption))):
             leader[find(i)] = find(first.setdefault(key, i))
-    groups: dict[int, list[Row]] = {}
-    for i, row in enumerate(rows):
-        groups.setdefault(find(i), []).append(row)
-    return [sorted(group, key=lambda row: (row.source, row.file_name)) for group in groups.values()]
+    return [find(i) for i in range(len(clips))]
 
 
 def _one_part(group: list[Row], part_of: Mapping[str, str]) -> str:

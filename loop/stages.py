@@ -20,6 +20,8 @@ class StageContext:
     out: the work directory. It may hold what a killed attempt at exactly this work left, so finished shards
         can be kept; every file must appear whole (write to `scratch`, then os.replace).
     seed: of this campaign, round and stage; below 2^31, so every library takes it.
+    stage: its name in STAGES, by which loop/held_out.py knows the parts that it may read; without one it is
+        the train part.
     """
 
     config: CampaignConfig
@@ -29,6 +31,7 @@ class StageContext:
     seed: int
     progress: Progress
     log: logging.Logger
+    stage: str = ""
 
     @property
     def scratch(self) -> Path:

@@ -101,7 +101,14 @@ def main(path: Path) -> int:
         with _logging(channel if rank == 0 else None) as log:
             inputs = {key: Path(folder) for key, folder in request["inputs"].items()}
             context = StageContext(
-                config, request["round"], inputs, Path(request["out"]), request["seed"], progress, log
+                config,
+                request["round"],
+                inputs,
+                Path(request["out"]),
+                request["seed"],
+                progress,
+                log,
+                request["stage"],
             )
             if request["distributed"]:
                 log.info("%s", distributed.description())

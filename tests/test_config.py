@@ -171,6 +171,19 @@ def test_reading_a_config_imports_nothing_heavy():
     assert done.stdout.strip() == "set()"
 
 
+def test_how_many_takes_the_held_out_judge_sees_stands_in_no_older_fingerprint(tmp_path):
+    path = write(tmp_path, MINIMAL)
+    for num, seen in ((64, 32), (7, 7)):
+        config = load_config(path, [f"evaluate.num_judged={num}"]).config
+        assert config.part(("evaluate",)) == {
+            "evaluate": {"part": "report", "num_seeds": 2, "num_judged": num, "num_ballots": 2}
+        }
+        assert config.evaluate.held_out_judged == seen
+    given = load_config(path, ["evaluate.num_held_out_judged=5"]).config
+    assert given.part(("evaluate",))["evaluate"]["num_held_out_judged"] == 5
+    assert given.evaluate.held_out_judged == 5
+
+
 def test_a_held_out_judge_is_a_judge_of_its_own_and_stands_in_no_older_fingerprint(tmp_path):
     path = write(tmp_path, MINIMAL)
     alone = load_config(path).config

@@ -308,6 +308,25 @@ def test_new_prompts_join_training_only(tmp_path):
         read_prompts([], str(tmp_path / "none.txt"))
 
 
+def test_another_spelling_of_a_held_out_caption_is_no_training_prompt(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("A  Cat sits\na DOG runs\n", encoding="utf-8")
+    anchors = [anchor("a", "a cat sits", "gate"), anchor("b", "a dog runs", "train")]
+    prompts = read_prompts(anchors, str(path))
+    assert [(p.text, p.part) for p in prompts] == [
+        ("a cat sits", "gate"),
+        ("a dog runs", "train"),
+        ("a DOG runs", "train"),
+    ]
+
+
+def test_spellings_of_a_caption_are_of_one_part():
+    rows = [row("a", "A cat"), row("b", "a  CAT"), row("c"), row("d"), row("e")]
+    for seed in range(8):
+        parts = assign_parts(rows, ONE_EACH, seed)
+        assert parts["a"] == parts["b"]
+
+
 def test_the_embedded_world_has_prompts_without_anchors():
     held_out = "a red square moves left"
     assert world.part_of("red", "square", "left") == "report"

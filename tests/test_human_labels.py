@@ -11,6 +11,7 @@ import pytest
 
 from generator.clips import write_clip
 from loop.config import CampaignConfig
+from loop.held_out import HeldOut
 from loop.precision import filter_precision
 from loop.progress import Display
 from loop.stages import StageContext
@@ -55,20 +56,21 @@ def pair(number: int, prompt: str, label: str = "A", **other) -> dict:
 
 PROMPT_ROWS = [{"text": t, "part": part} for t, part in PROMPTS_OF.items()]
 ANCHOR_ROWS = [{"sha256": "held", "part": "report", "caption": ""}]
+HELD = HeldOut.of(ANCHOR_ROWS, PROMPT_ROWS)
 
 
 def test_prompts_of_the_calibrate_part_and_a_share_of_the_others_are_set_aside():
     rows = [pair(i, p) for i, p in enumerate(["P  Calibrate", "p gate", "p report", "p train"])]
     rows += [pair(i, f"other {i // 2}") for i in range(10, 410)]
     rows += [pair(999, "p calibrate", sha256_A="held")]
-    assert set_aside(rows, ANCHOR_ROWS, PROMPT_ROWS, config()) == []
-    found = set_aside(rows, ANCHOR_ROWS, PROMPT_ROWS, config(human_share=0.25))
+    assert set_aside(rows, HELD, config()) == []
+    found = set_aside(rows, HELD, config(human_share=0.25))
     names = {row["pair_id"] for row in found}
     assert "0" in names and not names & {"1", "2", "999"}
     others = [row for row in found if row["prompt"].startswith("other")]
     assert 0.15 < len(others) / 400 < 0.35
     assert all(n == 2 for n in Counter(row["prompt"] for row in others).values())  # a prompt's pairs together
-    again = set_aside(rows[::-1], ANCHOR_ROWS, PROMPT_ROWS, config(human_share=0.25))
+    again = set_aside(rows[::-1], HELD, config(human_share=0.25))
     assert {row["pair_id"] for row in again} == names
 
 
@@ -76,7 +78,7 @@ def test_what_is_set_aside_trains_nothing_nor_do_its_clips():
     rows = [pair(0, "p calibrate"), pair(1, "p train"), pair(2, "p train", sha256_B="0A")]
     settings = config(human_share=1e-9)
     drops: Counter = Counter()
-    given = Given(1, ANCHOR_ROWS, PROMPT_ROWS, rows)
+    given = Given(1, (), HELD, rows)
     found = list(human_preferences(given, 3, settings, drops))
     assert [p.winner_id for p in found] == ["1A"]
     assert drops == Counter({("human", "set_aside_to_calibrate"): 2})
@@ -139,7 +141,7 @@ def calibrated(prepared, out, **certainty):
     out.mkdir()
     progress = Display(1).stage(1, "judge_gate")
     log = logging.getLogger("retake")
-    ctx = StageContext(config(**certainty), 1, {"prepare": prepared}, out, 0, progress, log)
+    ctx = StageContext(config(**certainty), 1, {"prepare": prepared}, out, 0, progress, log, "judge_gate")
     judge_gate.calibrate(ctx, None)
     return load(out / "calibrators.json")
 

@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 
 from loop.config import CampaignConfig
+from loop.held_out import HeldOut
 from loop.steps.given_pairs import Given
 from loop.steps.pair import make_preferences
 from loop.steps.preference import worth_of
@@ -191,7 +192,6 @@ def test_always_every_take_of_a_prompt_loses_against_one_anchor():
     takes = [*(take(f"a{i}", "pa") for i in range(4)), take("b0", "pb"), take("c0", "pc")]
     takes += [take("g0", "pa", kind="guided", anchor="x1"), take("g1", "pa", kind="guided", anchor="x1")]
     anchors = [anchor(f"x{i}", "text of pa") for i in range(5)]
-    anchors.append(anchor("y", "text of pb", part="report"))  # not to be trained on
     found, drops = make([], takes, Given(3, anchors), real_wins="always", against_real=3)
     assert [p.loser_id for p in found] == ["a0", "a1", "a2"] and not drops
     assert len({p.winner_id for p in found}) == 1 and found[0].winner_id in {f"x{i}" for i in range(5)}
@@ -263,7 +263,7 @@ def test_people_decide_with_certainty_and_ties_and_leaks_are_counted():
     ]
     prompts = [{"text": "a cat sits", "part": "report"}, {"text": "a dog runs", "part": "train"}]
     anchors = [anchor("x", "a cat sits", "report", sha256="held clip")]
-    found, drops = make([], [], Given(1, anchors, prompts, rows))
+    found, drops = make([], [], Given(1, (), HeldOut.of(anchors, prompts), rows))
     assert [(p.source, p.winner_id, p.loser_id) for p in found] == [
         ("human", "oneA", "oneB"),
         ("human", "twoB", "twoA"),

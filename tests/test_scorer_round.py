@@ -41,7 +41,8 @@ def run(tmp_path, stage, name, settings, round=1, **inputs):
     out = tmp_path / name
     out.mkdir()
     progress = Display(1).stage(round, name)
-    stage(StageContext(settings, round, inputs, out, 3, progress, logging.getLogger("test")))
+    own_name = stage.__module__.rpartition(".")[2]
+    stage(StageContext(settings, round, inputs, out, 3, progress, logging.getLogger("test"), own_name))
     return out
 
 

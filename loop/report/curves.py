@@ -10,8 +10,9 @@ from loop.report.collect import Row, Run, is_number
 from loop.report.markup import Html, element, join
 
 UNIT = (0.0, 1.0)
-# a judge that stays the same for the whole campaign names itself so in the metrics' judge column
+# a judge that stays the same for the whole campaign is named so in the metrics' judge column
 FROZEN_JUDGE = ("frozen", "held")
+HELD_OUT = "held_out_"  # or in the metric's
 TRAINING = "training judge"
 REAL = "real_"  # before a metric's name: the same measure on the held-out real clips
 
@@ -55,6 +56,17 @@ GROUPS = (
         (
             Metric("win_rate_vs_base", "Win rate against base", "higher", UNIT, 0.5),
             Metric("win_rate_vs_previous", "Win rate against previous", "higher", UNIT, 0.5),
+            Metric(
+                "held_out_win_rate_vs_base", "Win rate against base", "higher", UNIT, 0.5, "held-out judge"
+            ),
+            Metric(
+                "held_out_win_rate_vs_previous",
+                "Win rate against previous",
+                "higher",
+                UNIT,
+                0.5,
+                "held-out judge",
+            ),
             Metric("fool_rate", "Fool rate", "higher", UNIT, 0.5, "takes preferred to a real clip"),
         ),
         colour=2,
@@ -66,6 +78,15 @@ GROUPS = (
             Metric("motion_magnitude", "Motion magnitude", "", note="share of the diagonal a frame"),
             Metric("motion_smoothness", "Motion smoothness", "higher"),
             Metric("flicker", "Flicker", "lower"),
+            Metric("subject_drift", "Subject drift", "lower", UNIT, None, "change of the subject’s colours"),
+            Metric(
+                "two_sample_auc",
+                "Takes told from real clips",
+                "lower",
+                UNIT,
+                0.5,
+                "by a line on pixel features; ½ cannot, 1 always",
+            ),
             Metric(
                 "drift_from_base",
                 "Drift from the base",
@@ -204,7 +225,8 @@ def _group(run: Run, group: Group, rows: Sequence[Row], reals: Mapping[str, floa
 def _measured_by(row: Row) -> str:
     """Empty for no judge, the name of a frozen one, TRAINING for whichever judge was in force then."""
     judge = str(row.get("judge") or "")
-    return judge if not judge or judge.startswith(FROZEN_JUDGE) else TRAINING
+    frozen = judge.startswith(FROZEN_JUDGE) or str(row["metric"]).startswith(HELD_OUT)
+    return judge if not judge or frozen else TRAINING
 
 
 def _card(

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from generator.models.base import VideoModel, load_model
 from loop.distributed import device
+from loop.held_out import readable_anchors
 from loop.models import resolve_model
 from loop.stages import StageContext
 from reward.voting import DimensionVerdict, Verdict
@@ -110,7 +111,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def clip_paths(ctx: StageContext, *artefacts: str) -> dict[str, Path]:
-    """File of every anchor, take and clip of a human pair by id, over the named input artefacts."""
+    """File of every take and clip of a human pair by id, and of every anchor that the stage may see."""
     paths: dict[str, Path] = {}
     for name in artefacts:
         folder = ctx.inputs[name]
@@ -118,8 +119,10 @@ def clip_paths(ctx: StageContext, *artefacts: str) -> dict[str, Path]:
             paths |= {
                 row[f"clip_{s}"]: folder / row[f"file_{s}"] for row in human_pairs(folder) for s in "AB"
             }
-        table, key = ("anchors.parquet", "anchor_id") if name == "prepare" else ("takes.parquet", "take_id")
-        paths |= {row[key]: folder / row["file"] for row in read_table(folder / table, (key, "file"))}
+            paths |= {row["anchor_id"]: folder / row["file"] for row in readable_anchors(ctx)}
+        else:
+            takes = read_table(folder / "takes.parquet", ("take_id", "file"))
+            paths |= {row["take_id"]: folder / row["file"] for row in takes}
     return paths
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 
+from loop.held_out import held_out_anchors, held_out_prompts
 from loop.stages import StageContext, derive_seed
 from loop.statistics import bootstrap_mean
-from loop.steps.common import clip_paths, load_generator, read_table, write_json
+from loop.steps.common import clip_paths, load_generator, write_json
 from loop.steps.judging import ask, fold_all, open_held_out_judge, write_verdicts
 from loop.steps.questions import StoredClip, make_question
 from loop.steps.sample import Take, anchor_of, film
@@ -83,12 +84,11 @@ def run(ctx: StageContext) -> None:
 def plan(ctx: StageContext) -> list[Take]:
     """Gate prompts with seeds of this round's own."""
     takes = []
-    anchors = read_table(ctx.inputs["prepare"] / "anchors.parquet")
-    for p in read_table(ctx.inputs["prepare"] / "prompts.parquet"):
-        if p["part"] == "gate":
-            for n in range(ctx.config.gate.num_seeds):
-                name = f"{p['prompt_id']}-{n}"
-                seed = derive_seed(ctx.config.seed, "gate", ctx.round, name)
-                anchor = anchor_of(ctx.config, anchors, p, ctx.round, n)
-                takes.append(Take(name, "fresh", p["prompt_id"], p["text"], p["category"], seed, anchor))
+    anchors = held_out_anchors(ctx, "gate")
+    for p in held_out_prompts(ctx, "gate"):
+        for n in range(ctx.config.gate.num_seeds):
+            name = f"{p['prompt_id']}-{n}"
+            seed = derive_seed(ctx.config.seed, "gate", ctx.round, name)
+            anchor = anchor_of(ctx.config, anchors, p, ctx.round, n)
+            takes.append(Take(name, "fresh", p["prompt_id"], p["text"], p["category"], seed, anchor))
     return takes

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from loop.config import CampaignConfig
+from loop.held_out import HeldOut, TrainingAnchor, held_out, training_anchors
 from loop.stages import StageContext
-from loop.steps.common import human_pairs, read_table
-from loop.steps.human_labels import plain, set_aside
+from loop.steps.common import human_pairs
+from loop.steps.human_labels import set_aside
 from loop.steps.preference import Preference
 from loop.steps.sample import draw
 
@@ -20,18 +20,16 @@ Rows = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Given:
-    """What prepare knows that a judge need not be asked about: rows of anchors, prompts and human_pairs."""
+    """What prepare knows that a judge need not be asked about: anchors, and rows of human_pairs.parquet."""
 
     round: int = 1
-    anchors: Rows = field(default=())
-    prompts: Rows = field(default=())
-    human: Rows = field(default=())
+    anchors: Sequence[TrainingAnchor] = ()
+    held: HeldOut = field(default_factory=lambda: HeldOut({}, {}))
+    human: Rows = ()
 
     @staticmethod
     def read(ctx: StageContext) -> Given:
-        folder: Path = ctx.inputs["prepare"]
-        anchors, prompts = (read_table(folder / f"{name}.parquet") for name in ("anchors", "prompts"))
-        return Given(ctx.round, anchors, prompts, human_pairs(folder))
+        return Given(ctx.round, training_anchors(ctx), held_out(ctx), human_pairs(ctx.inputs["prepare"]))
 
 
 def real_winners(
@@ -39,16 +37,15 @@ def real_winners(
 ) -> Iterator[Preference]:
     """RealDPO: the first `label.against_real` fresh takes of a prompt lose against one anchor of its caption.
 
-    Anchors are those of the train part. All takes of a prompt and round share one, so that an update may
+    All takes of a prompt and round share one, so that an update may
     compute the winner once for its N losers (update.losers_per_winner); with sample.first_frame it is the one
     that they begin with.
     """
     if config.pair.real_wins != "always":
         return
-    by_caption: dict[str, list[dict]] = defaultdict(list)
+    by_caption: dict[str, list[TrainingAnchor]] = defaultdict(list)
     for anchor in given.anchors:
-        if anchor["part"] == "train":
-            by_caption[anchor["caption"]].append(dict(anchor))
+        by_caption[anchor["caption"]].append(anchor)
     by_prompt: dict[str, list[dict]] = defaultdict(list)
     for take in takes.values():
         if take["kind"] == "fresh" and take["prompt"] in by_caption:
@@ -73,9 +70,8 @@ def human_preferences(
     set aside to calibrate the judge (certainty.human_share) train nothing, nor do others with their clips.
     With `pair.sources.human.max` every round draws its own, none again before all have been.
     """
-    held_prompts = {plain(p["text"]) for p in given.prompts if p["part"] != "train"}
-    held_clips = {a["sha256"] for a in given.anchors if a["part"] != "train"}
-    aside = set_aside(given.human, given.anchors, given.prompts, config)
+    held = given.held
+    aside = set_aside(given.human, held, config)
     aside_clips = {row[f"sha256_{side}"] for row in aside for side in "AB"}
     usable: list[dict] = []
     for row in given.human:
@@ -83,9 +79,9 @@ def human_preferences(
             drops["human", "set_aside_to_calibrate"] += 1
         elif row["label"] == "same":
             drops["human", "tie"] += 1
-        elif plain(row["prompt"]) in held_prompts:
+        elif held.part_of(row["prompt"]) is not None:
             drops["human", "leaks_a_held_out_prompt"] += 1
-        elif held_clips & {row["sha256_A"], row["sha256_B"]}:
+        elif row["sha256_A"] in held.clips or row["sha256_B"] in held.clips:
             drops["human", "leaks_a_held_out_clip"] += 1
         else:
             usable.append(dict(row))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from loop.config import CampaignConfig
+from loop.held_out import HeldOut, plain
 from loop.precision import filter_precision
 from loop.stages import derive_seed
 from loop.steps.questions import StoredClip, make_question
@@ -24,12 +25,7 @@ _ANSWER: dict[str, Answer] = {"A": "first", "B": "second", "same": "tie"}
 _MIRROR: dict[Answer, Answer] = {"first": "second", "second": "first", "tie": "tie"}
 
 
-def plain(text: str) -> str:
-    """A prompt but for case and spaces: two that are equal in this are one."""
-    return " ".join(text.casefold().split())
-
-
-def set_aside(human: Rows, anchors: Rows, prompts: Rows, config: CampaignConfig) -> list[Mapping[str, Any]]:
+def set_aside(human: Rows, held: HeldOut, config: CampaignConfig) -> list[Mapping[str, Any]]:
     """The rows of human_pairs.parquet that calibrate `take_take`, the same in every round.
 
     With certainty.human_share > 0 they are all pairs of a prompt of the calibrate part, and those of that
@@ -39,13 +35,11 @@ def set_aside(human: Rows, anchors: Rows, prompts: Rows, config: CampaignConfig)
     share = config.certainty.human_share
     if share == 0:
         return []
-    part_of = {plain(p["text"]): p["part"] for p in prompts}
-    untouched = {a["sha256"] for a in anchors if a["part"] in ("gate", "report")}
+    untouched = {sha256 for sha256, part in held.clips.items() if part in ("gate", "report")}
     chosen = []
     for row in human:
-        prompt = plain(row["prompt"])
-        part = part_of.get(prompt)
-        drawn = derive_seed(config.seed, "human labels", prompt) < share * 2**31
+        part = held.part_of(row["prompt"])
+        drawn = derive_seed(config.seed, "human labels", plain(row["prompt"])) < share * 2**31
         if part in ("gate", "report") or untouched & {row["sha256_A"], row["sha256_B"]}:
             continue
         if part == "calibrate" or drawn:

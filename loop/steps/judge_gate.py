@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from loop.held_out import held_out
 from loop.stages import StageContext
 from loop.statistics import bootstrap_mean
-from loop.steps.common import human_pairs, read_table, write_json
+from loop.steps.common import human_pairs, write_json
 from loop.steps.human_labels import filter_on_people, human_questions, set_aside
 from loop.steps.judging import accuracy, ask, flip_rate, fold_all, known_sources, open_judge, write_verdicts
 from reward.calibration import Calibrator, fit, fit_known, save
@@ -88,8 +89,7 @@ def _calibrate_on_people(ctx: StageContext, judge: Path | None) -> dict[str, Cal
     human.json says what the filter reaches on them; see `filter_on_people`.
     """
     folder, limits = ctx.inputs["prepare"], ctx.config.certainty
-    anchors, prompts = (read_table(folder / f"{name}.parquet") for name in ("anchors", "prompts"))
-    rows = set_aside(human_pairs(folder), anchors, prompts, ctx.config)
+    rows = set_aside(human_pairs(folder), held_out(ctx), ctx.config)
     questions, truth = human_questions(rows, folder, ctx.config)
     verdicts = _answer(ctx, judge, questions, ctx.config.label.voting, "human")
     write_json(

@@ -10,9 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from loop.held_out import anchors_of
 from loop.models import with_weights
 from loop.stages import StageContext
-from loop.steps.common import read_table, write_table
+from loop.steps.common import write_table
 from loop.steps.questions import StoredClip
 from reward.config import JudgeConfig, VotingConfig
 from reward.judge import Judge, check_votes, load_judge
@@ -84,6 +85,11 @@ def open_judge(ctx: StageContext, trained: Path | None) -> Judge:
 def open_held_out_judge(ctx: StageContext) -> Judge:
     """The judge that no training of this campaign touches: held_out_judge, or judge as it came."""
     return load_judge(_with_log(ctx, with_weights(ctx.config.measuring_judge), "held-out-vllm"))
+
+
+def has_held_out_judge_in_force(ctx: StageContext, trained: Path | None) -> bool:
+    """Whether the judge of open_judge is that of open_held_out_judge, as it is before any training."""
+    return with_weights(ctx.config.judge, trained) == with_weights(ctx.config.measuring_judge)
 
 
 def ask(
@@ -191,7 +197,7 @@ def clip_id(reader: Any) -> str:
 
 
 def known_sources(ctx: StageContext, part: str) -> list[Source]:
-    """The stored anchors of one part as material for known answers."""
+    """The stored anchors of one part as material for known answers. Raises HeldOutRead as anchors_of does."""
     folder = ctx.inputs["prepare"]
     return [
         Source(
@@ -200,8 +206,7 @@ def known_sources(ctx: StageContext, part: str) -> list[Source]:
             row["source"],
             StoredClip(row["anchor_id"], folder / row["file"]),
         )
-        for row in read_table(folder / "anchors.parquet")
-        if row["part"] == part
+        for row in anchors_of(ctx, part)
     ]
 
 

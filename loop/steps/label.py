@@ -7,6 +7,7 @@ from collections import defaultdict
 from itertools import combinations
 from typing import Any
 
+from loop.held_out import TrainingAnchor, training_anchors
 from loop.stages import StageContext
 from loop.steps.common import TableWriter, clip_paths, read_table, write_json
 from loop.steps.judging import VERDICTS, VOTES, ask_in_shards, fold_all, open_judge, verdict_rows, vote_rows
@@ -51,7 +52,6 @@ def plan_questions(ctx: StageContext, round_number: int) -> list[Question]:
     takes = read_table(
         ctx.inputs["sample"] / "takes.parquet", ("take_id", "kind", "prompt_id", "prompt", "anchor_id")
     )
-    anchors = [a for a in read_table(ctx.inputs["prepare"] / "anchors.parquet") if a["part"] == "train"]
     paths = clip_paths(ctx, "prepare", "sample")
     scope = f"{ctx.config.seed}/{round_number}/label"
     dimensions, settings = ctx.config.judge.dimensions, ctx.config.label
@@ -72,8 +72,8 @@ def plan_questions(ctx: StageContext, round_number: int) -> list[Question]:
     guided: dict[str, list[dict]] = defaultdict(list)
     for take in takes:
         (fresh[take["prompt_id"]] if take["kind"] == "fresh" else guided[take["anchor_id"]]).append(take)
-    by_caption: dict[str, list[dict]] = defaultdict(list)
-    for anchor in anchors:
+    by_caption: dict[str, list[TrainingAnchor]] = defaultdict(list)
+    for anchor in training_anchors(ctx):
         by_caption[anchor["caption"]].append(anchor)
     for prompt_takes in fresh.values():
         for one, other in list(combinations(prompt_takes, 2))[: settings.max_take_pairs_per_prompt]:

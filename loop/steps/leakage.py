@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -10,9 +11,12 @@ from generator.clips import read_clip
 from generator.models.base import VideoModel
 from generator.probe import held_out_scores, latent_statistics, pixel_statistics
 from generator.road import read_latents
+from loop.held_out import training_anchors
 from loop.stages import StageContext
 from loop.statistics import Interval
 from loop.steps.common import read_table
+
+T = TypeVar("T")
 
 _MOST_CLIPS = 48  # of each kind
 
@@ -24,7 +28,7 @@ def probe(ctx: StageContext, model: VideoModel, add: Callable[[str, Interval], N
     """
     if "sample" not in ctx.inputs:
         return
-    anchors = [a for a in read_table(ctx.inputs["prepare"] / "anchors.parquet") if a["part"] == "train"]
+    anchors = training_anchors(ctx)
     captions = {a["caption"] for a in anchors}
     filmed = read_table(ctx.inputs["sample"] / "takes.parquet")
     takes = [t for t in filmed if t["kind"] == "fresh" and t["prompt"] in captions]
@@ -57,6 +61,6 @@ def auc(scores: np.ndarray, is_real: np.ndarray, groups: list[str], num_samples:
     return Interval(float(roc_auc_score(is_real, scores)), float(low), float(high), len(groups))
 
 
-def _spread(rows: list[dict]) -> list[dict]:
+def _spread(rows: Sequence[T]) -> list[T]:
     num = min(len(rows), _MOST_CLIPS)
     return [rows[i * len(rows) // num] for i in range(num)]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from loop.held_out import training_anchors
 from loop.stages import StageContext, derive_seed
 from loop.steps.common import read_table, verdicts_of
 from loop.steps.judge_gate import known_answers
@@ -42,7 +43,7 @@ def own_votes(ctx: StageContext) -> tuple[list[PreferenceRow], dict[str, int]]:
     )
     limits = _limits(ctx)
     least = least_certainties(verdicts.values(), "overall", limits)
-    anchors = {row["anchor_id"] for row in read_table(ctx.inputs["prepare"] / "anchors.parquet")}
+    anchors = {row["anchor_id"] for row in training_anchors(ctx)}
     by_rule = ctx.config.train_judge.real_share is not None
     rows: list[PreferenceRow] = []
     drops: dict[str, int] = defaultdict(int)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +15,19 @@ from generator.models.base import VideoModel
 from generator.road import read_latents, store_latents
 from generator.sampling import noise_for, sample
 from loop.config import CampaignConfig
+from loop.held_out import (
+    AnyAnchor,
+    AnyPrompt,
+    TrainingAnchor,
+    TrainingPrompt,
+    training_anchors,
+    training_prompts,
+)
 from loop.stages import StageContext, derive_seed
-from loop.steps.common import load_generator, read_table, write_table
+from loop.steps.common import load_generator, write_table
 from loop.steps.conditions import condition_of
+
+T = TypeVar("T")
 
 TAKES = pa.schema(
     [
@@ -55,23 +66,24 @@ class Take:
 
 def run(ctx: StageContext) -> None:
     model = load_generator(ctx, ctx.inputs.get("generator"))
-    anchors = {r["anchor_id"]: r for r in read_table(ctx.inputs["prepare"] / "anchors.parquet")}
-    prompts = read_table(ctx.inputs["prepare"] / "prompts.parquet")
-    takes = plan_takes(ctx.config, ctx.round, prompts, list(anchors.values()))
-    _warn_of_too_few(ctx, prompts, list(anchors.values()))
-    files = {i: ctx.inputs["prepare"] / a["file"] for i, a in anchors.items()}
+    anchors, prompts = training_anchors(ctx), training_prompts(ctx)
+    takes = plan_takes(ctx.config, ctx.round, prompts, anchors)
+    _warn_of_too_few(ctx, prompts, anchors)
+    files = {a["anchor_id"]: ctx.inputs["prepare"] / a["file"] for a in anchors}
     film(ctx, model, takes, files)
     write_table(ctx.out / "takes.parquet", ({**vars(t), "file": t.file} for t in takes), TAKES)
 
 
-def _warn_of_too_few(ctx: StageContext, prompts: list[dict], anchors: list[dict]) -> None:
+def _warn_of_too_few(
+    ctx: StageContext, prompts: Sequence[TrainingPrompt], anchors: Sequence[TrainingAnchor]
+) -> None:
     settings = ctx.config.sample
+    usable = with_anchors(ctx.config, prompts, anchors)
     wanted = (
-        ("fresh.num_prompts", settings.fresh.num_prompts, with_anchors(ctx.config, prompts, anchors)),
-        ("guided.num_anchors", settings.guided.num_anchors, anchors),
+        ("fresh.num_prompts", settings.fresh.num_prompts, len(usable)),
+        ("guided.num_anchors", settings.guided.num_anchors, len(anchors)),
     )
-    for key, num, rows in wanted:
-        have = sum(row["part"] == "train" for row in rows)
+    for key, num, have in wanted:
         if num > have:
             ctx.log.warning(
                 "sample.%s is %d, but the train part has %d: all of them are used", key, num, have
@@ -132,7 +144,11 @@ def _first_frame(config: CampaignConfig, take: Take, anchor_files: dict[str, Pat
 
 
 def anchor_of(
-    config: CampaignConfig, anchors: list[dict], prompt: dict, round_number: int, number: int = 0
+    config: CampaignConfig,
+    anchors: Sequence[AnyAnchor],
+    prompt: AnyPrompt,
+    round_number: int,
+    number: int = 0,
 ) -> str | None:
     """The anchor whose first frame takes of a prompt begin with in a round; None where that is not asked for.
 
@@ -145,16 +161,21 @@ def anchor_of(
     return order[number % len(order)]["anchor_id"]
 
 
-def with_anchors(config: CampaignConfig, prompts: list[dict], anchors: list[dict]) -> list[dict]:
+def with_anchors(
+    config: CampaignConfig, prompts: Sequence[TrainingPrompt], anchors: Sequence[TrainingAnchor]
+) -> list[TrainingPrompt]:
     """The prompts that can be filmed: with sample.first_frame those that an anchor has for a caption."""
     captions = {a["caption"] for a in anchors}
     return [p for p in prompts if not config.sample.first_frame or p["text"] in captions]
 
 
 def plan_takes(
-    config: CampaignConfig, round_number: int, prompts: list[dict], anchors: list[dict]
+    config: CampaignConfig,
+    round_number: int,
+    prompts: Sequence[TrainingPrompt],
+    anchors: Sequence[TrainingAnchor],
 ) -> list[Take]:
-    """What to film this round, from training prompts and anchors alone.
+    """What to film this round.
 
     Prompts are drawn without replacement from a seeded order that goes on from round to round. Both takes of
     a guided pair share one η: a different one on each side is a shortcut that the policy learns (DenseDPO,
@@ -162,11 +183,11 @@ def plan_takes(
     """
     takes: list[Take] = []
     fresh, guided = config.sample.fresh, config.sample.guided
-    train_prompts = [p for p in with_anchors(config, prompts, anchors) if p["part"] == "train"]
-    captioned: dict[str, list[dict]] = defaultdict(list)
-    for a in anchors:
-        captioned[a["caption"]].append(a)
-    for p in draw(train_prompts, fresh.num_prompts, round_number, config.seed, "prompts"):
+    usable = with_anchors(config, prompts, anchors)
+    captioned: dict[str, list[TrainingAnchor]] = defaultdict(list)
+    for anchor in anchors:
+        captioned[anchor["caption"]].append(anchor)
+    for p in draw(usable, fresh.num_prompts, round_number, config.seed, "prompts"):
         for n in range(fresh.takes_per_prompt):
             name = f"r{round_number:03d}-fresh-{p['prompt_id']}-{n}"
             takes.append(
@@ -181,8 +202,7 @@ def plan_takes(
                 )
             )
     by_text = {p["text"]: p["prompt_id"] for p in prompts}
-    train_anchors = [a for a in anchors if a["part"] == "train"]
-    for a in draw(train_anchors, guided.num_anchors, round_number, config.seed, "anchors"):
+    for a in draw(anchors, guided.num_anchors, round_number, config.seed, "anchors"):
         rng = np.random.default_rng(derive_seed(config.seed, "eta", round_number, a["anchor_id"]))
         eta = round(float(rng.uniform(*guided.eta)), 4)
         for n in range(2):
@@ -196,7 +216,7 @@ def plan_takes(
     return takes
 
 
-def draw(rows: list[dict], num: int, round_number: int, seed: int, what: str) -> list[dict]:
+def draw(rows: Sequence[T], num: int, round_number: int, seed: int, what: str) -> list[T]:
     """The round's share of a seeded order that goes on from round to round: at most `num` rows, none twice.
 
     Every row comes once before any comes again; a round that needs the start of the next order takes first

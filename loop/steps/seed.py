@@ -14,11 +14,11 @@ import pyarrow as pa
 from generator.models.base import VideoModel
 from loop.config import DataConfig
 from loop.errors import UserError
+from loop.held_out import plain
 from loop.metadata import Skip
 from loop.seed_reasoning import SeedRow, lopsided, read_seed_reasoning
 from loop.stages import StageContext
 from loop.steps.common import read_table, write_table
-from loop.steps.human_labels import plain
 from loop.steps.questions import StoredClip
 from loop.steps.stored import digest, store_clips
 from reward.preferences import SftRow

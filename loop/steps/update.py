@@ -15,6 +15,7 @@ from generator.ranks import Ranks
 from generator.road import read_latents
 from generator.train import update
 from loop import distributed
+from loop.held_out import training_anchors
 from loop.stages import StageContext, derive_seed
 from loop.steps.common import clip_paths, load_generator, read_table, write_json
 from loop.steps.conditions import shared_conditions
@@ -122,7 +123,7 @@ def _first_frames(ctx: StageContext, rows: list[dict[str, Any]], paths: dict[str
 
 
 def _anchors(ctx: StageContext, model: VideoModel) -> AnchorData:
-    rows = [r for r in read_table(ctx.inputs["prepare"] / "anchors.parquet") if r["part"] == "train"]
+    rows = training_anchors(ctx)
     rng = np.random.default_rng(derive_seed(ctx.config.seed, "real", ctx.round))
     most = ctx.config.update.num_steps * ctx.config.update.anchors_per_step
     rows = [rows[i] for i in sorted(rng.permutation(len(rows))[:most])]
