@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loop.errors import UserError
+from loop.past import ended_by_patience
 from loop.stages import plan
 from loop.store import Store, read_manifest
 
@@ -35,6 +36,7 @@ class Status:
     judge_in_force: int
     reason: str
     stages: list[StageStatus]
+    alarms: list[dict[str, Any]]  # of all gates: round, name, reason, value, threshold
 
     def as_json(self) -> str:
         return json.dumps(asdict(self), indent=2)
@@ -84,14 +86,25 @@ def read_status(root: Path) -> Status:
     return Status(
         name=resolved["name"],
         directory=str(root),
-        state=_state(last.get("event"), running, stages),
+        state=_state(last.get("event"), running, stages, ended_by_patience(events)),
         rounds=resolved["rounds"],
         rounds_done=max(gates, default=0),
         generator_in_force=_in_force(store, resolved["rounds"], "gate", "keep"),
         judge_in_force=_in_force(store, resolved["rounds"], "judge_gate", "use"),
-        reason=last.get("reason", ""),
+        reason=_why_ended(events) or last.get("reason", ""),
         stages=stages,
+        alarms=[{"round": round} | alarm for round in gates for alarm in _alarms(store, round)],
     )
+
+
+def _alarms(store: Store, round: int) -> list[dict[str, Any]]:
+    gate = store.artefact(round, "gate") / "gate.json"
+    return json.loads(gate.read_text(encoding="utf-8")).get("alarms", []) if gate.is_file() else []
+
+
+def _why_ended(events: list[dict[str, Any]]) -> str:
+    round = ended_by_patience(events)
+    return "" if round is None else f"out of patience after round {round}: no promotion; raise patience"
 
 
 def _stage(store: Store, events: list[dict[str, Any]], running: bool, round: int, name: str) -> StageStatus:
@@ -109,10 +122,10 @@ def _stage(store: Store, events: list[dict[str, Any]], running: bool, round: int
     return StageStatus(round, name, "failed" if last.get("event") == "stage_failed" else "pending", None)
 
 
-def _state(last: str | None, running: bool, stages: list[StageStatus]) -> State:
+def _state(last: str | None, running: bool, stages: list[StageStatus], ended: int | None) -> State:
     if running:
         return "running"
-    if all(stage.state == "committed" for stage in stages):
+    if all(stage.state == "committed" for stage in stages if ended is None or stage.round <= ended):
         return "done"
     endings: dict[str | None, State] = {"campaign_stopped": "stopped", "campaign_failed": "failed"}
     return endings.get(last, "interrupted")
