@@ -1,6 +1,6 @@
 """Judges with a vice each, as plug-ins (judge.target tests.planted_judges:NAME), to see that alarms name it.
 
-Each looks at pixels, or at nothing; none is trained. `Quality` has no vice but one: it never reads the caption.
+Each looks at pixels, or at nothing; none is trained. `Quality` has one vice: it never reads the caption.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python -m tests.planted_rounds --honest 0 1 2 [--steps N]
     python -m tests.planted_rounds --planted 0 1 2
 
-prints the alarms of the embedded tiny judge, trained for N steps as configs/quickstart.yaml does it, or of each
-planted judge, by seed, with what was measured.
+prints the alarms of the embedded tiny judge, trained for N steps as configs/quickstart.yaml does it, or of
+each planted judge, by seed, with what was measured.
 """
 
 from __future__ import annotations
