@@ -255,6 +255,10 @@ class CampaignConfig(Section):
                 "alarms forbid promotions, but gate.enabled is false, so that every update is kept: switch "
                 "the gate on, or leave alarms out"
             )
+        if self.alarms is not None and self.alarms.num_probes and self.judge.type == "human":
+            raise ValueError(
+                "judge.type is human, and nobody answered the probes of alarms: set alarms.num_probes to 0"
+            )
         return self
 
     @model_validator(mode="after")

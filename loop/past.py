@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loop import power
 from loop.config import CampaignConfig
-from loop.runner import StageRunner
 from loop.store import read_manifest
+
+if TYPE_CHECKING:
+    from loop.runner import StageRunner
 
 OUT_OF_PATIENCE = "out_of_patience"  # the event
 
@@ -82,5 +84,5 @@ def announce_power(runner: StageRunner, prepared: Path) -> None:
         import pyarrow.parquet  # slow to import, and `retake --help` comes through this file
 
         parts = pyarrow.parquet.ParquetFile(prompts).read(columns=["part"]).column("part").to_pylist()
-        told = power.plan(runner.config.gate, parts.count("gate"))
+        told = power.plan(runner.config, parts.count("gate"))
         runner.display.say(f"before anything is measured: {told}")

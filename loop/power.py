@@ -125,13 +125,22 @@ def sentence(power: dict[str, Any]) -> str:
     return f"{line}; a win rate of {power['gain']:.2f} takes {needed} prompts"
 
 
-def plan(settings: GateConfig, num_prompts: int) -> str:
-    """The estimate before the first gate, for its first attempt, with the spread that is assumed."""
-    return sentence(report(settings, None, num_prompts, 1, attempt_alpha(settings.alpha, 1)))
+def plan(config: CampaignConfig, num_prompts: int) -> str:
+    """The estimate before the first gate, for the first attempt and the last one that there can be.
+
+    Nothing is measured yet, so it takes the spread that is assumed.
+    """
+    settings, last = config.gate, config.rounds
+    told = sentence(report(settings, None, num_prompts, 1, attempt_alpha(settings.alpha, 1)))
+    if last < 2:
+        return told
+    rate = report(settings, None, num_prompts, last, attempt_alpha(settings.alpha, last))["detectable"]
+    seen = f"{rate:.3f}" if rate is not None else "none"
+    return f"{told}; at attempt {last} the gate sees {seen}"
 
 
 def plan_of_config(config: CampaignConfig) -> str:
     """The same before any clip was read: of as many prompts as the gate part has groups."""
     part = config.data.split.gate
     num = part if isinstance(part, int) else len(part)
-    return f"if the gate part has {num} prompts: {plan(config.gate, num)}"
+    return f"if the gate part has {num} prompts: {plan(config, num)}"

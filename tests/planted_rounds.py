@@ -1,6 +1,6 @@
 """The gate part of the embedded world, and a judge_gate of any judge on it: what the planted tests run.
 
-    python -m tests.planted_rounds --honest 0 1 2 [--steps N]
+    python -m tests.planted_rounds --honest 0 1 2 [--steps N] [--captions N]
     python -m tests.planted_rounds --planted 0 1 2
 
 prints the alarms of the embedded tiny judge, trained for N steps as configs/quickstart.yaml does it, or of
@@ -78,14 +78,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--honest", type=int, nargs="*", default=[], metavar="SEED")
     parser.add_argument("--planted", type=int, nargs="*", default=[], metavar="SEED")
     parser.add_argument("--steps", type=int, default=24, help="supervised steps of the honest judge")
+    parser.add_argument("--captions", type=int, default=48, help="captions that the honest judge learns from")
     given = parser.parse_args(arguments)
     runs = [(None, seed, [f"train_judge.num_steps={given.steps}"]) for seed in given.honest]
     runs += [(name, seed, []) for seed in given.planted for name in PLANTED]
     with tempfile.TemporaryDirectory() as where:
         for name, seed, overrides in runs:
-            if name is None:  # trained as quickstart trains it, on all of its train part
-                parts = ("num_anchors=192", "split={train: 48, calibrate: 12, gate: 12, report: 24}")
-                overrides += [f"data.{part}" for part in parts]
+            if name is None:  # two clips of a caption, as quickstart has them
+                overrides += [
+                    f"data.num_anchors={{train: {2 * given.captions}, calibrate: 24, gate: 24, report: 1}}",
+                    f"data.split={{train: {given.captions}, calibrate: 12, gate: 12, report: 1}}",
+                ]
             config = config_of(name, seed, *overrides)
             prepared = Path(where) / f"prepare-{seed}-{name is None}"
             if not prepared.exists():

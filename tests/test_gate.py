@@ -52,7 +52,7 @@ def decided(ctx: StageContext, wins: list[float], alarms: list[Alarm] | None = N
 
 
 def test_a_gain_is_promoted_and_no_gain_is_rolled_back(config):
-    ctx = context(config)
+    ctx = context(config, "alarms={}")
     kept = decided(ctx, [1.0, 1.0, 1.0, 0.0] * 6)
     assert (kept["keep"], kept["action"], kept["attempt"], kept["rollbacks"]) == (True, "promote", 1, 0)
     assert kept["reason"].startswith("kept: ") and "adapt" not in kept
@@ -60,6 +60,7 @@ def test_a_gain_is_promoted_and_no_gain_is_rolled_back(config):
     assert (back["keep"], back["action"], back["attempt"], back["rollbacks"]) == (False, "roll_back", 4, 2)
     assert back["reason"].startswith("rolled back: the frozen judge prefers")
     assert back["alpha"] == pytest.approx(0.1 * 6 / (9.8696 * 16), rel=1e-4)
+    assert "rollbacks" not in decided(context(config), [1.0] * 24)  # nobody counts them
     assert kept["power"]["measured"] and kept["power"]["num_prompts"] == 12 and kept["power"]["attempt"] == 1
 
 
@@ -73,6 +74,8 @@ def test_an_alarm_forbids_what_the_win_rate_allows(config):
     assert told["keep"] and told["alarms"] == [vars(FROZEN)]
     with pytest.raises(UserError, match=r"alarms forbid promotions, but gate\.enabled is false"):
         context(config, "alarms={}", "gate.enabled=false")
+    with pytest.raises(UserError, match=r"nobody answered the probes of alarms: set alarms\.num_probes to 0"):
+        context(config, "alarms={}", "judge={type: human, answers: a.csv}")
 
 
 def test_the_rate_falls_with_every_rollback_and_is_whole_again_after_a_promotion(config):

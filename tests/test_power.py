@@ -83,5 +83,6 @@ def test_a_dry_run_says_what_the_gate_will_see():
         "if the gate part has 12 prompts: with 12 prompts of 6 seeds the gate sees a win rate of"
         in done.stderr
     )
+    assert "a win rate of 0.60 takes 12 prompts; at attempt 3 the gate sees 0.6" in done.stderr
     off = CliRunner().invoke(app, ["run", "quickstart", "--dry-run", "--set", "gate.enabled=false"])
     assert "the gate sees" not in off.stderr

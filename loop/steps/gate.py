@@ -106,10 +106,9 @@ def _nothing_to_promote(ctx: StageContext, earlier: dict[str, Any], why: str) ->
 def _adapted(ctx: StageContext, rollbacks: int) -> dict[str, Any]:
     """What the next rounds are told: rollbacks since the last promotion, and what the update changes."""
     adapt = ctx.config.gate.adapt
-    told: dict[str, Any] = {"rollbacks": rollbacks}
-    if adapt is not None:
-        told["adapt"] = {"learning_rate": adapt.learning_rate**rollbacks}
-    return told
+    if adapt is None:
+        return {} if ctx.config.alarms is None else {"rollbacks": rollbacks}
+    return {"rollbacks": rollbacks, "adapt": {"learning_rate": adapt.learning_rate**rollbacks}}
 
 
 def _earlier(ctx: StageContext) -> dict[str, Any]:
