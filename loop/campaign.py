@@ -11,6 +11,7 @@ from pathlib import Path
 
 from loop.config_file import LoadedConfig
 from loop.errors import StageFailed, Stopped, UserError
+from loop.past import Past, announce_power, out_of_patience
 from loop.progress import Display
 from loop.runner import StageRunner
 from loop.stages import STAGES, Stage
@@ -67,18 +68,35 @@ def run_rounds(runner: StageRunner) -> None:
     previous = base  # evaluation of the generator in force
     label: Path | None = None
     sample: Path | None = None
+    past = Past(runner.config)
+    announce_power(runner, prepared)
 
     for k in range(1, runner.config.rounds + 1):
         runner.begin_round(k)
         trained = run(k, "train_judge", prepare=prepared, judge_parent=judge, label=label, sample=sample)
-        judged = run(k, "judge_gate", prepare=prepared, train_judge=trained, judge_parent=judge)
+        judged = run(
+            k,
+            "judge_gate",
+            prepare=prepared,
+            train_judge=trained,
+            judge_parent=judge,
+            earlier=past.judge_gate,
+        )
         if _accepts(judged, "use"):
             judge = trained
 
         sample = run(k, "sample", prepare=prepared, generator=generator)
         label = run(k, "label", prepare=prepared, sample=sample, judge_gate=judged, judge=judge)
         pair = run(k, "pair", prepare=prepared, sample=sample, label=label)
-        update = run(k, "update", prepare=prepared, sample=sample, pair=pair, generator=generator)
+        update = run(
+            k,
+            "update",
+            prepare=prepared,
+            sample=sample,
+            pair=pair,
+            generator=generator,
+            earlier_gate=past.gate_of_update,
+        )
         evaluate = run(
             k,
             "evaluate",
@@ -90,10 +108,21 @@ def run_rounds(runner: StageRunner) -> None:
             sample=sample,
             pair=pair,
         )
-        gate = run(k, "gate", prepare=prepared, update=update, generator=generator)
-        if _accepts(gate, "keep"):
+        gate = run(
+            k,
+            "gate",
+            prepare=prepared,
+            update=update,
+            generator=generator,
+            **past.watched(judge, judged, pair),
+        )
+        kept = _accepts(gate, "keep")
+        if kept:
             generator, previous = update, evaluate
         runner.display.end_round(k, evaluate, gate)
+        past.end_round(kept, judged, pair, gate)
+        if out_of_patience(runner, k, past.rounds_without_promotion):
+            break
 
 
 def _accepts(gate: Path, key: str) -> bool:

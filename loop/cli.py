@@ -77,6 +77,10 @@ def run(
         check_models(loaded.config)
         if dry_run:
             typer.echo(loaded.config.model_dump_json(indent=2))
+            if loaded.config.gate.enabled:
+                from loop.power import plan_of_config
+
+                typer.echo(plan_of_config(loaded.config), err=True)
             typer.echo(
                 f"the config is valid; no clip and no weights were read; the run directory would be {root}",
                 err=True,
@@ -96,7 +100,7 @@ def status(run: Run, as_json: AsJson = False) -> None:
             typer.echo(report.as_json())
             return
         typer.echo(f"{report.name}: {report.state}, {report.rounds_done} of {report.rounds} rounds done")
-        if report.state == "failed":
+        if report.state == "failed" or (report.state == "done" and report.reason):
             typer.echo(report.reason)
         typer.echo(
             f"in force: generator of round {report.generator_in_force}, "
@@ -107,6 +111,8 @@ def status(run: Run, as_json: AsJson = False) -> None:
         for stage in report.stages:
             seconds = f"{stage.seconds:8.1f} s" if stage.seconds is not None else ""
             typer.echo(f"  round {stage.round}  {stage.stage:<12} {stage.state:<10}{seconds}")
+        for alarm in report.alarms:
+            typer.echo(f"  round {alarm['round']}  alarm {alarm['name']}: {alarm['reason']}")
 
 
 @app.command()

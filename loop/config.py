@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from generator.config import GeneratorConfig, SamplingConfig, UpdateConfig
+from loop.alarm_config import AlarmsConfig
 from reward.config import CertaintyConfig, JudgeConfig, KnownAnswersConfig, TrainJudgeConfig, VotingConfig
 
 PARTS = ("train", "calibrate", "gate", "report")
@@ -183,14 +184,26 @@ class EvaluateConfig(Section):
         return {n: v for n, v in write(self).items() if n != "num_held_out_judged" or v is not None}
 
 
+class AdaptConfig(Section):
+    """What the next update does otherwise after a rollback. Its pairs are new in any case."""
+
+    learning_rate: float = Field(0.5, gt=0, le=1)  # factor for each rollback since the last promotion
+
+
 class GateConfig(Section):
-    """Off = every update is kept. `alpha` is the error spent over all rounds together."""
+    """Off = every update is kept. `alpha` is the error spent over all attempts together."""
 
     enabled: bool = True
     num_seeds: int = Field(2, ge=1)  # takes of each prompt, fresh seeds every round
     num_ballots: int = Field(2, ge=1)
     alpha: float = Field(0.1, gt=0, lt=1)
     margin: Fraction = 0.0
+    adapt: AdaptConfig | None = None  # none = every update is tried as configured (docs/gate.md)
+
+    @model_serializer(mode="wrap")
+    def _without_idle_keys(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Where nothing adapts, no older fingerprint knows the key."""
+        return {n: value for n, value in write(self).items() if n != "adapt" or value is not None}
 
 
 class LaunchConfig(Section):
@@ -215,6 +228,8 @@ class CampaignConfig(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")  # also the run directory: runs/NAME
     seed: Seed = 0
     rounds: int = Field(3, ge=0)
+    # rounds without a promotion, one after the other, after which the campaign ends; none = never
+    patience: int | None = Field(None, ge=1)
     threads: int | None = Field(None, ge=1)  # CPU threads of every stage; none = the library's choice
     data: DataConfig = DataConfig()
     generator: GeneratorConfig
@@ -231,6 +246,7 @@ class CampaignConfig(Section):
     update: UpdateConfig = UpdateConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     gate: GateConfig = GateConfig()
+    alarms: AlarmsConfig | None = None  # what forbids a promotion, whatever the win rate; none = nothing
     launch: LaunchConfig = LaunchConfig()
 
     @property
@@ -241,7 +257,21 @@ class CampaignConfig(Section):
     @model_serializer(mode="wrap")
     def _without_idle_keys(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Where there is none, no older fingerprint knows the key."""
-        return {n: value for n, value in write(self).items() if n != "held_out_judge" or value is not None}
+        idle = ("held_out_judge", "patience", "alarms")
+        return {n: value for n, value in write(self).items() if n not in idle or value is not None}
+
+    @model_validator(mode="after")
+    def _alarms_have_a_gate(self) -> "CampaignConfig":
+        if self.alarms is not None and not self.gate.enabled:
+            raise ValueError(
+                "alarms forbid promotions, but gate.enabled is false, so that every update is kept: switch "
+                "the gate on, or leave alarms out"
+            )
+        if self.alarms is not None and self.alarms.num_probes and self.judge.type == "human":
+            raise ValueError(
+                "judge.type is human, and nobody answered the probes of alarms: set alarms.num_probes to 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _overall_is_asked(self) -> "CampaignConfig":

@@ -124,6 +124,8 @@ class Display:
             self._header_due = False
         cells = round_row(round, evaluate, gate)
         self.say("  ".join(cell.rjust(len(name)) for cell, name in zip(cells, HEADER, strict=True)))
+        for alarm in json.loads((gate / "gate.json").read_text()).get("alarms", []) if gate else []:
+            self.say(f"       alarm {alarm['name']}: {alarm['reason']}")
 
     def say(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)

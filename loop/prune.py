@@ -79,7 +79,9 @@ def read_later(store: Store, last_round: int) -> set[Path]:
     Whatever the gates to come decide: what is in force after the next round is in force now or made in it, so
     one round more than have begun shows all. What is in force stays even if no round follows.
     """
-    config = load_config(store.root / "resolved.json").config.model_copy(update={"rounds": last_round + 1})
+    # as if its patience were raised, or the walk could end before the round that reads
+    onward = {"rounds": last_round + 1, "patience": None}
+    config = load_config(store.root / "resolved.json").config.model_copy(update=onward)
     found: set[Path] = set()
     for use, keep in itertools.product((True, False), repeat=2):
         with tempfile.TemporaryDirectory(prefix="retake-") as folder:

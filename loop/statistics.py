@@ -1,7 +1,8 @@
-"""Intervals: clustered bootstraps, since clips of one prompt are not independent."""
+"""Intervals and tests over groups, since clips of one prompt are not independent."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -77,6 +78,43 @@ def bootstrap(
     num_groups = draws.shape[1]
     found = [statistic(np.bincount(draw, minlength=num_groups)[index].astype(float)) for draw in draws]
     return _interval(statistic(np.ones(len(groups))), np.array(found), len(groups), level)
+
+
+@dataclass(frozen=True)
+class SignTest:
+    """How many groups have a mean above and below zero, and how likely that is where both are alike.
+
+    p_above: of so many above or more; p_below: of so many below or more. One-sided, exact.
+    """
+
+    num_above: int
+    num_below: int
+    p_above: float
+    p_below: float
+
+    @property
+    def num_groups(self) -> int:
+        """Groups that lean to either side."""
+        return self.num_above + self.num_below
+
+
+def sign_test(values: Sequence[float], groups: Sequence[str]) -> SignTest:
+    """Whether group means of `values` lean to one side of zero. Groups at zero say nothing.
+
+    It assumes no shape and holds for a handful of groups, where percentiles of a bootstrap do not: fewer than
+    log₂(1/α) of them can never be significant at α.
+    """
+    if len(values) != len(groups):
+        raise ValueError(f"{len(values)} values but {len(groups)} groups")
+    names, index = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    sums = np.bincount(index, weights=np.asarray(values, dtype=float), minlength=len(names))
+    above, below = int((sums > 1e-9).sum()), int((sums < -1e-9).sum())
+    return SignTest(above, below, coin_tail(above + below, above), coin_tail(above + below, below))
+
+
+def coin_tail(num: int, least: int) -> float:
+    """The probability of `least` heads or more in `num` throws of a fair coin."""
+    return sum(math.comb(num, k) for k in range(least, num + 1)) / 2**num
 
 
 def _draw_groups(groups: Sequence[str], seed: int, num_draws: int) -> tuple[np.ndarray, np.ndarray]:

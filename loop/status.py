@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loop.errors import UserError
+from loop.past import ended_by_patience
 from loop.pruned import Pruned, pruned_in
 from loop.stages import plan
 from loop.store import Store, read_manifest
@@ -36,6 +37,7 @@ class Status:
     judge_in_force: int
     reason: str
     stages: list[StageStatus]
+    alarms: list[dict[str, Any]]  # of all gates: round, name, reason, value, threshold
     pruned: Pruned | None = None  # what `retake prune` has freed
 
     def as_json(self) -> str:
@@ -91,19 +93,31 @@ def read_status(root: Path) -> Status:
     last: dict[str, Any] = ends[-1] if ends else {}
     ended = bool(launched) and last["event"] != "campaign_started"
     died = owner != "" and not running and not ended
+    state = _state(last.get("event"), running, stages, ended_by_patience(events))
     gates = [stage.round for stage in stages if stage.stage == "gate" and stage.state == "committed"]
     return Status(
         name=resolved["name"],
         directory=str(root),
-        state="interrupted" if died else _state(last.get("event"), running, stages),
+        state="interrupted" if died else state,
         rounds=resolved["rounds"],
         rounds_done=max(gates, default=0),
         generator_in_force=_in_force(store, resolved["rounds"], "gate", "keep"),
         judge_in_force=_in_force(store, resolved["rounds"], "judge_gate", "use"),
-        reason="" if running or died else last.get("reason", ""),
+        reason="" if running or died else _why_ended(events) or last.get("reason", ""),
         stages=stages,
+        alarms=[{"round": round} | alarm for round in gates for alarm in _alarms(store, round)],
         pruned=pruned_in(root),
     )
+
+
+def _alarms(store: Store, round: int) -> list[dict[str, Any]]:
+    gate = store.artefact(round, "gate") / "gate.json"
+    return json.loads(gate.read_text(encoding="utf-8")).get("alarms", []) if gate.is_file() else []
+
+
+def _why_ended(events: list[dict[str, Any]]) -> str:
+    round = ended_by_patience(events)
+    return "" if round is None else f"out of patience after round {round}: no promotion; raise patience"
 
 
 def _events_of(process: str, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -132,14 +146,15 @@ def _stage(
     return StageStatus(round, name, "failed" if failed else "pending", None)
 
 
-def _state(last: str | None, running: bool, stages: list[StageStatus]) -> State:
+def _state(last: str | None, running: bool, stages: list[StageStatus], ended: int | None) -> State:
     """Without a process that died: that is seen by the lock, which is all that such a process leaves."""
     if running:
         return "running"
     endings: dict[str | None, State] = {"campaign_stopped": "stopped", "campaign_failed": "failed"}
     if last in endings:
         return endings[last]
-    return "done" if all(stage.state == "committed" for stage in stages) else "interrupted"
+    due = (stage for stage in stages if ended is None or stage.round <= ended)
+    return "done" if all(stage.state == "committed" for stage in due) else "interrupted"
 
 
 def _in_force(store: Store, rounds: int, stage: str, key: str) -> int:

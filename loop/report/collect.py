@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from loop.curves import read_curves
 from loop.errors import UserError
+from loop.past import ended_by_patience
 from loop.stages import plan
 from loop.store import MANIFEST, Store
 
@@ -126,7 +127,7 @@ class Run:
 
     def state(self) -> str:
         """done, running, failed, stopped or unfinished (killed, or before its first end)."""
-        if self.next_stage() is None:
+        if self.next_stage() is None or ended_by_patience(self.events) is not None:
             return "done"
         if Store(self.path).is_locked():
             return "running"

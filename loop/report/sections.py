@@ -6,6 +6,7 @@ import json
 from collections import Counter
 
 from loop.config import PARTS
+from loop.past import ended_by_patience
 from loop.report import tables
 from loop.report.charts import interval, number
 from loop.report.collect import Row, Run, is_number
@@ -19,6 +20,9 @@ _MOST_SKIPS = 20  # lines
 def status(run: Run) -> tuple[str, str]:
     """(state, what the pill says)."""
     state, upcoming = run.state(), run.next_stage()
+    ended = ended_by_patience(run.events)
+    if ended is not None:
+        return state, f"out of patience after round {ended}"
     if upcoming is None:
         return state, "complete"
     place = f"round {upcoming[0]}, {upcoming[1].replace('_', ' ')}"

@@ -2,83 +2,138 @@
 
 Both film the gate part's prompts with seeds that no earlier round has used, and a judge that is frozen for
 the whole campaign (held_out_judge, or the configured one before any training here) compares them blind. The
-report part has no say.
+report part has no say. Formulas, alarms and what follows a rollback: docs/gate.md.
 """
 
 from __future__ import annotations
 
-import math
+import json
+from pathlib import Path
+from typing import Any
 
+from loop import power
+from loop.alarms import Alarm, as_rows
 from loop.held_out import held_out_anchors, held_out_prompts
 from loop.stages import StageContext, derive_seed
-from loop.statistics import bootstrap_mean
+from loop.statistics import Interval, bootstrap_mean
 from loop.steps.common import clip_paths, load_generator, write_json
-from loop.steps.judging import ask, fold_all, open_held_out_judge, write_verdicts
-from loop.steps.questions import StoredClip, make_question
+from loop.steps.gate_alarms import compare, gate_alarms
+from loop.steps.judging import open_held_out_judge
 from loop.steps.sample import Take, anchor_of, film
-from reward.config import VotingConfig
 
 
 def run(ctx: StageContext) -> None:
-    settings = ctx.config.gate
-    if not settings.enabled:
+    if not ctx.config.gate.enabled:
         write_json(
             ctx.out / "gate.json", {"keep": True, "reason": "kept: the gate is switched off (gate.enabled)"}
         )
         return
+    earlier = _earlier(ctx)
+    untried = why_untried(ctx.inputs["update"])
+    if untried is not None:
+        _nothing_to_promote(ctx, earlier, untried)
+        return
     takes = plan(ctx)
     for folder, update in (("candidate", ctx.inputs["update"]), ("parent", ctx.inputs.get("generator"))):
         film(ctx, load_generator(ctx, update), takes, clip_paths(ctx, "prepare"), folder)
-    questions = [
-        make_question(
-            "take_take",
-            t.prompt,
-            (
-                StoredClip(f"candidate/{t.take_id}", ctx.out / "candidate" / f"{t.take_id}.mp4"),
-                StoredClip(f"parent/{t.take_id}", ctx.out / "parent" / f"{t.take_id}.mp4"),
-            ),
-            ctx.config.measuring_judge.dimensions,
-            scope=f"{ctx.config.seed}/{ctx.round}/gate",
-            group=t.prompt_id,
-        )
-        for t in takes
-    ]
-    judge = open_held_out_judge(ctx)
-    voting = VotingConfig(num_ballots=settings.num_ballots)
-    try:
-        verdicts = fold_all(questions, ask(ctx, judge, questions, voting, "gate"))
-    finally:
-        judge.close()
-    write_verdicts(ctx.out / "verdicts.parquet", questions, verdicts)
-    wins = []
-    for q, v in zip(questions, verdicts, strict=True):
-        score = v.dimensions["overall"].score
-        assert isinstance(q.first, StoredClip)
-        wins.append(score if q.first.clip_id.startswith("candidate/") else 1 - score)
-    # the error is spent over all attempts of a campaign: α·6/(π²k²) sums to α over k = 1, 2, …
-    alpha = settings.alpha * 6 / (math.pi**2 * ctx.round**2)
-    found = bootstrap_mean(
-        wins, [t.prompt_id for t in takes], ctx.seed, level=1 - 2 * alpha, num_draws=20_000
+    wins = compare(
+        ctx, lambda: open_held_out_judge(ctx), ctx.config.measuring_judge.dimensions, takes, "gate"
     )
+    alarms = gate_alarms(ctx, takes, wins)
+    result = decide(ctx, wins, [t.prompt_id for t in takes], alarms, earlier)
+    for line in (result["reason"], power.sentence(result["power"])):
+        ctx.log.info("%s", line)
+    write_json(ctx.out / "gate.json", result)
+
+
+def decide(
+    ctx: StageContext, wins: list[float], prompts: list[str], alarms: list[Alarm], earlier: dict[str, Any]
+) -> dict[str, Any]:
+    """gate.json: promotion where the lower bound clears the margin and no alarm forbids it."""
+    settings = ctx.config.gate
+    attempt = earlier["attempt"] + 1
+    alpha = power.attempt_alpha(settings.alpha, attempt)
+    found = bootstrap_mean(wins, prompts, ctx.seed, level=1 - 2 * alpha, num_draws=20_000)
     least = 0.5 - settings.margin
-    keep = found.low > least
-    reason = (
-        f"{'kept' if keep else 'rolled back'}: the frozen judge prefers the new generator to its parent in "
-        f"{found.value:.3f} of {found.num} pairs, one-sided lower bound {found.low:.3f} at "
-        f"α = {alpha:.4f}, needed above {least:.3f}"
-    )
-    ctx.log.info("%s", reason)
-    result = {
+    ignored = ctx.config.alarms.report_only if ctx.config.alarms is not None else ()
+    forbidding = [alarm for alarm in alarms if alarm.name not in ignored]
+    clears = found.low > least
+    keep = clears and not forbidding
+    spread = power.measured_spread(wins, prompts)
+    result: dict[str, Any] = {
         "keep": keep,
-        "reason": reason,
+        "reason": _reason(keep, clears, found, alpha, least, forbidding),
         "win_rate": found.value,
         "low": found.low,
         "high": found.high,
-        "num_prompts": len({t.prompt_id for t in takes}),
+        "num_prompts": len(set(prompts)),
         "num_pairs": found.num,
         "alpha": alpha,
+        "attempt": attempt,
+        "action": "promote" if keep else "roll_back",
+        "alarms": as_rows(alarms),
+        "power": power.report(settings, spread, len(set(prompts)), attempt, alpha),
     }
-    write_json(ctx.out / "gate.json", result)
+    return result | _adapted(ctx, 0 if keep else earlier["rollbacks"] + 1)
+
+
+def _reason(
+    keep: bool, clears: bool, found: Interval, alpha: float, least: float, forbidding: list[Alarm]
+) -> str:
+    measured = (
+        f"the frozen judge prefers the new generator to its parent in {found.value:.3f} of {found.num} "
+        f"pairs, one-sided lower bound {found.low:.3f} at α = {alpha:.4f}, needed above {least:.3f}"
+    )
+    if not forbidding:
+        return f"{'kept' if keep else 'rolled back'}: {measured}"
+    told = "; ".join(f"{alarm.name}: {alarm.reason}" for alarm in forbidding)
+    s = "" if len(forbidding) == 1 else "s"
+    return f"rolled back: alarm{s} {told} ({'though' if clears else 'and'} {measured})"
+
+
+def _nothing_to_promote(ctx: StageContext, earlier: dict[str, Any], why: str) -> None:
+    """No clip is filmed and no error spent: the new weights are the parent's."""
+    result = {
+        "keep": False,
+        "reason": f"nothing to promote: {why}, so that the generator is its parent",
+        "action": "none",
+        "attempt": earlier["attempt"],
+        "alarms": as_rows(gate_alarms(ctx, [], [])),
+    }
+    ctx.log.info("%s", result["reason"])
+    write_json(ctx.out / "gate.json", result | _adapted(ctx, earlier["rollbacks"]))
+
+
+def _adapted(ctx: StageContext, rollbacks: int) -> dict[str, Any]:
+    """What the next rounds are told: rollbacks since the last promotion, and what the update changes."""
+    adapt = ctx.config.gate.adapt
+    if adapt is None:
+        return {} if ctx.config.alarms is None else {"rollbacks": rollbacks}
+    return {"rollbacks": rollbacks, "adapt": {"learning_rate": adapt.learning_rate**rollbacks}}
+
+
+def _earlier(ctx: StageContext) -> dict[str, Any]:
+    """The attempts and rollbacks up to this round.
+
+    Without the gate of the round before, and after one that did not count them, every earlier round is taken
+    for an attempt: it spends less error than there is.
+    """
+    counted = {"attempt": ctx.round - 1, "rollbacks": 0}
+    if "earlier" in ctx.inputs:
+        before = json.loads((ctx.inputs["earlier"] / "gate.json").read_text(encoding="utf-8"))
+        counted |= {key: before[key] for key in counted if key in before}
+    return counted
+
+
+def why_untried(update: Path) -> str | None:
+    """Why an update left the weights as they were; None for one that changed them."""
+    file = update / "metrics.json"
+    metrics = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if "skipped" in metrics:
+        return f"the update had {metrics['skipped']}"
+    if metrics.get("chosen_step") == -1:
+        return f"the update broke its limits at once ({metrics.get('stopped')})"
+    return None
 
 
 def plan(ctx: StageContext) -> list[Take]:

@@ -16,12 +16,17 @@ from loop.stages import StageContext
 from loop.statistics import bootstrap_mean
 from loop.steps.common import human_pairs, write_json
 from loop.steps.human_labels import filter_on_people, human_questions, set_aside
-from loop.steps.judging import accuracy, ask, flip_rate, fold_all, known_sources, open_judge, write_verdicts
+from loop.steps.judge_alarms import watch
+from loop.steps.judging import (
+    accuracy,
+    answer,
+    flip_rate,
+    known_sources,
+    write_verdicts,
+)
 from reward.calibration import Calibrator, fit, fit_known, save
 from reward.config import VotingConfig
 from reward.known_answers import KnownAnswer, make_known_answers
-from reward.question import Question
-from reward.voting import Verdict
 
 
 def run(ctx: StageContext) -> None:
@@ -29,8 +34,8 @@ def run(ctx: StageContext) -> None:
     known = known_answers(ctx, "gate", ctx.config.judge_gate.num_questions)
     voting = VotingConfig(num_ballots=ctx.config.judge_gate.num_ballots)
     questions = [k.question for k in known]
-    verdicts = _answer(ctx, candidate, questions, voting, "candidate")
-    before = _answer(ctx, parent, questions, voting, "parent")
+    verdicts = answer(ctx, candidate, questions, voting, "candidate")
+    before = answer(ctx, parent, questions, voting, "parent")
     truth = [k.answers for k in known]
     new, old = accuracy(verdicts, truth, "overall"), accuracy(before, truth, "overall")
     groups = [q.group for q in questions]
@@ -60,6 +65,8 @@ def run(ctx: StageContext) -> None:
     ctx.log.info("%s", reason)
     calibrate(ctx, candidate if use else parent)
     write_verdicts(ctx.out / "verdicts.parquet", questions, verdicts)
+    if ctx.config.alarms is not None:
+        gate |= watch(ctx, candidate if use else parent, known, verdicts if use else before)
     write_json(ctx.out / "gate.json", gate)
 
 
@@ -75,7 +82,7 @@ def calibrate(ctx: StageContext, judge: Path | None) -> None:
     calibrators: dict[str, Calibrator] = {}
     known = known_answers(ctx, "calibrate", ctx.config.known_answers.num_calibrate)
     if known:
-        verdicts = _answer(ctx, judge, [k.question for k in known], voting, "calibrate")
+        verdicts = answer(ctx, judge, [k.question for k in known], voting, "calibrate")
         truth = [k.answers for k in known]
         calibrators |= fit_known(verdicts, truth, limits.min_labels, limits.isotonic_labels)
     if limits.human_share:
@@ -91,7 +98,7 @@ def _calibrate_on_people(ctx: StageContext, judge: Path | None) -> dict[str, Cal
     folder, limits = ctx.inputs["prepare"], ctx.config.certainty
     rows = set_aside(human_pairs(folder), held_out(ctx), ctx.config)
     questions, truth = human_questions(rows, folder, ctx.config)
-    verdicts = _answer(ctx, judge, questions, ctx.config.label.voting, "human")
+    verdicts = answer(ctx, judge, questions, ctx.config.label.voting, "human")
     write_json(
         ctx.out / "human.json", filter_on_people(verdicts, truth, [q.group for q in questions], limits)
     )
@@ -126,15 +133,3 @@ def known_answers(ctx: StageContext, part: str, num: int, seed: int | None = Non
         both_share=settings.both_share,
         num_shown=ctx.config.judge.num_frames,
     )
-
-
-def _answer(
-    ctx: StageContext, judge: Path | None, asked: list[Question], voting: VotingConfig, name: str
-) -> list[Verdict]:
-    if not asked:
-        return []
-    opened = open_judge(ctx, judge)
-    try:
-        return fold_all(asked, ask(ctx, opened, asked, voting, name))
-    finally:
-        opened.close()

@@ -148,6 +148,19 @@ def ask_in_shards(
         )  # fmt: skip
 
 
+def answer(
+    ctx: StageContext, judge: Path | None, asked: Sequence[Question], voting: VotingConfig, name: str
+) -> list[Verdict]:
+    """Verdicts of a train_judge artefact's judge, or the configured one's; nothing asked, none is loaded."""
+    if not asked:
+        return []
+    opened = open_judge(ctx, judge)
+    try:
+        return fold_all(asked, ask(ctx, opened, asked, voting, name))
+    finally:
+        opened.close()
+
+
 def fold_all(questions: Sequence[Question], votes: Sequence[Vote]) -> list[Verdict]:
     """One verdict a question, in the questions' order."""
     by_question: dict[str, list[Vote]] = {q.id: [] for q in questions}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from generator.config import UpdateConfig
 from generator.data import AnchorData, PairData
 from generator.models.base import VideoModel
 from generator.ranks import Ranks
@@ -23,7 +25,7 @@ from loop.stopping import finishing_steps
 
 
 def run(ctx: StageContext) -> None:
-    config = ctx.config.update.in_round(ctx.round)
+    config = _adapted(ctx, ctx.config.update.in_round(ctx.round))
     sharding = distributed.sharding(config)
     Ranks().check_shares(config)
     if sharding is not None:
@@ -64,6 +66,22 @@ def run(ctx: StageContext) -> None:
         )
     if distributed.rank() == 0:
         write_json(ctx.out / "metrics.json", {"num_pairs": len(pairs.ids) if pairs else 0, **chosen})
+
+
+def _adapted(ctx: StageContext, config: UpdateConfig) -> UpdateConfig:
+    """The settings after what the gate of the round before said (gate.adapt)."""
+    if "earlier_gate" not in ctx.inputs:
+        return config
+    gate = json.loads((ctx.inputs["earlier_gate"] / "gate.json").read_text(encoding="utf-8"))
+    factor = gate.get("adapt", {}).get("learning_rate", 1.0)
+    if factor == 1:
+        return config
+    rate = factor * config.learning_rate
+    ctx.log.info(
+        "%d rollbacks since the last promotion: learning rate %g × %g", gate["rollbacks"], factor,
+        config.learning_rate,
+    )  # fmt: skip
+    return config.model_copy(update={"learning_rate": rate})
 
 
 def _keep_parent(ctx: StageContext, model: VideoModel, parent: Path | None) -> None:
