@@ -14,7 +14,7 @@ from loop.errors import JudgeFailed, StageFailed, Stopped, UserError
 if TYPE_CHECKING:
     from loop.config_file import LoadedConfig
 
-FAILED, USER_ERROR, STOPPED = 1, 2, 75
+FAILED, USER_ERROR, STOPPED, INTERRUPTED = 1, 2, 75, 130
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 app = typer.Typer(
@@ -77,25 +77,29 @@ def run(
 
 
 @app.command()
-def status(run: Run, as_json: AsJson = False) -> None:
-    """Show where a run stands."""
+def status(
+    run: Run,
+    as_json: AsJson = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Go on until the campaign ends; exit as `retake run` does.")
+    ] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks, with --watch.")] = 2.0,
+) -> None:
+    """Show where a run stands, how far its stage is, and how long it may still take."""
     from loop.status import find_run, read_status
+    from loop.status_text import status_lines
 
     with _exit_codes():
-        report = read_status(find_run(run))
-        if as_json:
-            typer.echo(report.as_json())
-            return
-        typer.echo(f"{report.name}: {report.state}, {report.rounds_done} of {report.rounds} rounds done")
-        if report.state == "failed":
-            typer.echo(report.reason)
-        typer.echo(
-            f"in force: generator of round {report.generator_in_force}, "
-            f"judge of round {report.judge_in_force}"
-        )
-        for stage in report.stages:
-            seconds = f"{stage.seconds:8.1f} s" if stage.seconds is not None else ""
-            typer.echo(f"  round {stage.round}  {stage.stage:<12} {stage.state:<10}{seconds}")
+        folder = find_run(run)
+        if watch:
+            from loop.watch import watch as watch_run
+
+            try:
+                raise typer.Exit(watch_run(folder, every, as_json))
+            except KeyboardInterrupt:
+                raise typer.Exit(INTERRUPTED) from None
+        report = read_status(folder)
+        typer.echo(report.as_json() if as_json else "\n".join(status_lines(report)))
 
 
 @app.command()

@@ -94,6 +94,7 @@ class ProcessLauncher:
             "out": str(context.out),
             "seed": context.seed,
             "distributed": self.starts_several(stage),
+            "log_file": context.log_file and os.path.abspath(context.log_file),
         }
         with tempfile.TemporaryDirectory(prefix="retake-") as folder:
             path = Path(folder) / "request.json"

@@ -20,6 +20,7 @@ class StageContext:
     out: the work directory. It may hold what a killed attempt at exactly this work left, so finished shards
         can be kept; every file must appear whole (write to `scratch`, then os.replace).
     seed: of this campaign, round and stage; below 2^31, so every library takes it.
+    log_file: where `log` is written, if it is a file; other processes of the stage write theirs beside it.
     """
 
     config: CampaignConfig
@@ -29,6 +30,7 @@ class StageContext:
     seed: int
     progress: Progress
     log: logging.Logger
+    log_file: Path | None = None
 
     @property
     def scratch(self) -> Path:
