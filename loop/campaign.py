@@ -16,6 +16,7 @@ from loop.progress import Display
 from loop.runner import StageRunner
 from loop.stages import STAGES, Stage
 from loop.store import Store, write_atomically
+from loop.tracking import tracked
 
 WriteReport = Callable[[Path], Path]
 
@@ -40,9 +41,10 @@ def run_campaign(
             runner.check_existing()
             write_atomically(store.root / "campaign.yaml", loaded.text)
             write_atomically(store.root / "resolved.json", loaded.config.model_dump_json(indent=2) + "\n")
-            store.event("campaign_started", rounds=loaded.config.rounds)
-            run_rounds(runner)
-            report = _report(store, write_report)
+            with tracked(loaded.config, store.root, display):
+                store.event("campaign_started", rounds=loaded.config.rounds)
+                run_rounds(runner)
+                report = _report(store, write_report)
             store.event("campaign_finished", rounds=loaded.config.rounds)
             return report
         except BaseException as error:

@@ -66,6 +66,9 @@ def run(
         from loop.models import check_models
 
         check_models(loaded.config)
+        from loop.trackers import check_trackers
+
+        check_trackers(loaded.config.track)
         if dry_run:
             typer.echo(loaded.config.model_dump_json(indent=2))
             typer.echo(

@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from generator.config import GeneratorConfig, SamplingConfig, UpdateConfig
+from loop.track_config import TrackerConfig
 from reward.config import CertaintyConfig, JudgeConfig, KnownAnswersConfig, TrainJudgeConfig, VotingConfig
 
 PARTS = ("train", "calibrate", "gate", "report")
@@ -218,6 +219,15 @@ class CampaignConfig(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     gate: GateConfig = GateConfig()
     launch: LaunchConfig = LaunchConfig()
+    track: list[TrackerConfig] = Field([], exclude_if=lambda trackers: not trackers)
+
+    @model_validator(mode="after")
+    def _trackers_differ(self) -> "CampaignConfig":
+        named = [tracker.destination for tracker in self.track]
+        twice = sorted({name for name in named if named.count(name) > 1})
+        if twice:
+            raise ValueError(f"track lists {twice[0]} twice; keep one, or give them different projects")
+        return self
 
     @model_validator(mode="after")
     def _overall_is_asked(self) -> "CampaignConfig":
