@@ -39,8 +39,11 @@ def tracked(config: CampaignConfig, root: Path, display: Display) -> Iterator[No
     try:
         if config.track:
             run = RunToTrack(config.name, run_id(root, config.name), root, config.model_dump(mode="json"))
-            followers = [_Follower(each, run, config.rounds, display.warn_once) for each in config.track]
+            for each in config.track:
+                followers.append(_Follower(each, run, config.rounds, display.warn_once))
             _wait_for_start(followers)
+            for follower in followers:
+                display.say(f"tracked by {follower.destination}: {follower.where}")
         yield
         done = True
     finally:
@@ -72,6 +75,10 @@ class Ledger:
                 f"{self._file} is damaged; delete it, and {destination} gets all points of the run again"
             ) from None
 
+    @property
+    def total(self) -> int:
+        return sum(self.sent.values())
+
     def count(self, source: str) -> None:
         self.sent[source] = self.sent.get(source, 0) + 1
         text = json.dumps({"destination": self._destination, "sent": self.sent}, indent=1)
@@ -88,6 +95,7 @@ class _Follower:
         self.error: Exception | None = None
         self.started, self.ending = threading.Event(), threading.Event()
         self.done = False
+        self.where = ""
         self._config, self._run, self._warn = config, run, warn
         self._feed, self._ledger = Feed(run.root, rounds), Ledger(run.root, config.destination)
         self.thread = threading.Thread(target=self._follow, name=self.destination, daemon=True)
@@ -96,6 +104,7 @@ class _Follower:
     def _follow(self) -> None:
         try:
             tracker = start_tracker(self._config, self._run)
+            self.where = tracker.where
         except Exception as error:
             self.error = error
             return
@@ -115,7 +124,7 @@ class _Follower:
         try:
             for source, point in self._feed.new(dict(self._ledger.sent)):
                 if point is not None:
-                    tracker.log(point)
+                    tracker.log(point, self._ledger.total)
                 self._ledger.count(source)
         except Exception as error:
             self._complain(error)

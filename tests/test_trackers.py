@@ -75,14 +75,17 @@ class Memory:
     """A tracker that keeps what it is told; the tests' own, opened in the place of tensorboard's."""
 
     def __init__(self):
-        self.points, self.finished, self.runs = [], [], []
+        self.points, self.numbers, self.finished, self.runs = [], [], [], []
 
     def start(self, config, run):
         self.runs.append(run)
         return self
 
-    def log(self, point):
+    where = "memory"
+
+    def log(self, point, number):
         self.points.append(point)
+        self.numbers.append(number)
 
     def finish(self, done):
         self.finished.append(done)
@@ -324,7 +327,7 @@ def test_a_tracker_that_fails_is_one_warning_and_gets_the_rest_later(campaign, m
     broken.set()
     keep = memory.points.append
 
-    def log(point):
+    def log(point, number):
         if broken.is_set():
             raise ConnectionError("the cable is out")
         keep(point)
@@ -339,11 +342,12 @@ def test_a_tracker_that_fails_is_one_warning_and_gets_the_rest_later(campaign, m
     assert memory.of("update/train/loss") == [(0, 1.0), (1, 1.1), (2, 1.2), (3, 2.0), (4, 2.1), (5, 2.2)]
     assert memory.of("evaluate/fool_rate") == [(0, 0.25), (1, 0.25), (2, 0.25)]
     assert len({run.id for run in memory.runs}) == 1
+    assert memory.numbers == sorted(set(memory.numbers))
 
 
 def test_a_tracker_that_hangs_is_left_behind(campaign, memory, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(loop.tracking, "SECONDS_TO_END", 0.2)
-    monkeypatch.setattr(memory, "log", lambda point: threading.Event().wait())
+    monkeypatch.setattr(memory, "log", lambda point, number: threading.Event().wait())
     began = time.monotonic()
     campaign(TENSORBOARD, "rounds=1")
     assert time.monotonic() - began < 30
@@ -397,8 +401,10 @@ def test_wandb_is_told_of_axes_and_of_the_run_to_resume(tmp_path, monkeypatch):
         def define_metric(self, name, step_metric=None):
             asked.append((name, step_metric))
 
-        def log(self, values):
-            asked.append(values)
+        url, dir = None, "folder"
+
+        def log(self, values, step, commit):
+            asked.append((values, step, commit))
 
         def finish(self, exit_code):
             asked.append(exit_code)
@@ -410,7 +416,7 @@ def test_wandb_is_told_of_axes_and_of_the_run_to_resume(tmp_path, monkeypatch):
     fake_package(monkeypatch, "wandb", init=init, Settings=lambda **given: given)
     run = RunToTrack("toy", "toy-0a", tmp_path, {"seed": 0})
     tracker = start_tracker(WandbConfig(type="wandb", entity="us", tags=["a"]), run)
-    tracker.log(Point("update/step", 3, {"update/train/loss": 0.5}))
+    tracker.log(Point("update/step", 3, {"update/train/loss": 0.5}), 17)
     tracker.finish(False)
     given, *axes, logged, code = asked
     assert (given["id"], given["resume"]) == ("toy-0a", "allow")
@@ -418,7 +424,8 @@ def test_wandb_is_told_of_axes_and_of_the_run_to_resume(tmp_path, monkeypatch):
     assert given["dir"] == str(tmp_path / "logs") and given["config"] == {"seed": 0}
     assert ("update/*", "update/step") in axes and ("train_judge/*", "train_judge/step") in axes
     assert ("*", "round") in axes
-    assert logged == {"update/train/loss": 0.5, "update/step": 3} and code == 1
+    assert logged == ({"update/train/loss": 0.5, "update/step": 3}, 17, True) and code == 1
+    assert tracker.where == "offline in folder"
 
 
 REAL = """
@@ -462,20 +469,26 @@ def test_wandb_offline_for_real(in_a_process, tmp_path):
     losses = [(p["update/step"], p["update/train/loss"]) for p in points if "update/train/loss" in p]
     assert losses == [(0, 1.0), (1, 1.1), (2, 1.2), (3, 2.0), (4, 2.1), (5, 2.2)]
     assert [(p["round"], p["gate/keep"]) for p in points if "gate/keep" in p] == [(1, 1.0), (2, 1.0)]
+    steps = [p["_step"] for p in points if "_step" in p]
+    assert steps == sorted(set(steps))  # they go on in the second folder
 
 
 def wandb_history(file):
+    """The rows of an offline run: records of a LevelDB log (blocks of 32 KiB) after a header of 7 bytes."""
     from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
 
-    store, rows = DataStore(), []
-    store.open_for_scan(str(file))
-    while (data := store.scan_data()) is not None:
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        if record.HasField("history"):
+    data, at, rows, whole = file.read_bytes(), 7, [], b""
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:  # too little of the block is left for a header
+            at += 32768 - at % 32768
+            continue
+        size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        whole += data[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # a whole record, or the last part of one
+            record, whole = wandb_internal_pb2.Record.FromString(whole), b""
             items = record.history.item
-            rows.append({(i.key or "/".join(i.nested_key)): json.loads(i.value_json) for i in items})
+            rows.append({i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items})
     return rows
 
 
@@ -488,8 +501,9 @@ def test_trackio_for_real(in_a_process, tmp_path):
     assert "warning" not in done.stderr and done.stdout == ""
     code = (
         "import json, trackio\n"
+        "from trackio.sqlite_storage import SQLiteStorage\n"
         "[run] = trackio.Api().runs('mine')\n"
-        "print(json.dumps([run.name, *(run.history() if callable(run.history) else run.history)]))"
+        "print(json.dumps([run.name, *SQLiteStorage.get_logs('mine', run.name)]))"
     )
     found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "TRACKIO_DIR": home}

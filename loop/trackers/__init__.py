@@ -18,9 +18,17 @@ from loop.track_config import TrackerConfig
 
 
 class Tracker(Protocol):
-    """An open run. It is used from one thread; what it raises is a warning, never the campaign's end."""
+    """An open run. It is used from one thread; what it raises is a warning, never the campaign's end.
 
-    def log(self, point: Point) -> None: ...
+    where: what the user opens to look at it.
+    """
+
+    @property
+    def where(self) -> str: ...
+
+    def log(self, point: Point, number: int) -> None:
+        """number: of points that this run has been given before; it goes on when the run is resumed."""
+        ...
 
     def finish(self, done: bool) -> None:
         """Hand over what is still held and close. done: the campaign is complete."""

@@ -19,14 +19,14 @@ def start(config: TensorBoardConfig, run: RunToTrack) -> "TensorBoard":
         folder = run.root / "logs" / "tensorboard"
     else:
         folder = Path(config.directory).expanduser() / run.id
-    return TensorBoard(Writer(str(folder)))
+    return TensorBoard(Writer(str(folder)), f"tensorboard --logdir {folder}")
 
 
 class TensorBoard:
-    def __init__(self, writer: Any):
-        self._writer = writer
+    def __init__(self, writer: Any, where: str):
+        self._writer, self.where = writer, where
 
-    def log(self, point: Point) -> None:
+    def log(self, point: Point, number: int) -> None:
         for name, value in point.values.items():
             self._writer.add_scalar(name, value, point.step)
         self._writer.flush()

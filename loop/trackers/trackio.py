@@ -34,14 +34,14 @@ def start(config: TrackioConfig, run: RunToTrack) -> "Trackio":
             project=config.project, name=name, space_id=config.space, config=run.config, resume="allow",
             embed=False, auto_log_gpu=False, auto_log_cpu=False,
         )  # fmt: skip
-    return Trackio(opened)
+    return Trackio(opened, config.space or f"trackio show --project {config.project}")
 
 
 class Trackio:
-    def __init__(self, run: Any):
-        self._run = run
+    def __init__(self, run: Any, where: str):
+        self._run, self.where = run, where
 
-    def log(self, point: Point) -> None:
+    def log(self, point: Point, number: int) -> None:
         self._run.log(dict(point.values), step=point.step)
 
     def finish(self, done: bool) -> None:

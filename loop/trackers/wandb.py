@@ -47,9 +47,11 @@ def start(config: WandbConfig, run: RunToTrack) -> "Wandb":
 class Wandb:
     def __init__(self, run: Any):
         self._run = run
+        self.where = run.url or f"offline in {run.dir}"
 
-    def log(self, point: Point) -> None:
-        self._run.log({**point.values, point.axis: point.step})
+    def log(self, point: Point, number: int) -> None:
+        # an explicit step, since that of a run resumed offline would begin again
+        self._run.log({**point.values, point.axis: point.step}, step=number, commit=True)
 
     def finish(self, done: bool) -> None:
         self._run.finish(exit_code=0 if done else 1)
