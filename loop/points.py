@@ -16,7 +16,10 @@ from loop.stages import plan
 from loop.store import MANIFEST, Store
 
 TRAINING = ("train_judge", "update")  # the stages that write log.jsonl
-AXES = {**{f"{stage}/": f"{stage}/step" for stage in TRAINING}, "": "round"}  # prefix of a name → its axis
+AXES = {  # first part of a name → its axis
+    **{stage: f"{stage}/step" for stage in TRAINING},
+    **dict.fromkeys(("evaluate", "gate", "judge_gate", "seconds"), "round"),
+}
 _COUNTED = ("step", "split", "phase")  # of a row of log.jsonl: where it belongs, not what was measured
 
 

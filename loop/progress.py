@@ -131,7 +131,7 @@ class Display:
 
     def stage(self, round: int, stage: str, campaign_left: float | None = None) -> Progress:
         """Progress of the stage that starts now. campaign_left: seconds; None = not known."""
-        if campaign_left is None and not self._said_unknown:
+        if campaign_left is None and self._rounds > 1 and not self._said_unknown:
             self.say(f"round {round}/{self._rounds}: the campaign's time left is known after a whole round")
             self._said_unknown = True
         return self.task(f"round {round}/{self._rounds} {stage}", campaign_left)

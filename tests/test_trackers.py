@@ -423,7 +423,7 @@ def test_wandb_is_told_of_axes_and_of_the_run_to_resume(tmp_path, monkeypatch):
     assert (given["project"], given["entity"], given["tags"]) == ("retake", "us", ["a"])
     assert given["dir"] == str(tmp_path / "logs") and given["config"] == {"seed": 0}
     assert ("update/*", "update/step") in axes and ("train_judge/*", "train_judge/step") in axes
-    assert ("*", "round") in axes
+    assert ("evaluate/*", "round") in axes and ("round", None) in axes
     assert logged == ({"update/train/loss": 0.5, "update/step": 3}, 17, True) and code == 1
     assert tracker.where == "offline in folder"
 

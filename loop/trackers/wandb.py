@@ -38,9 +38,10 @@ def start(config: WandbConfig, run: RunToTrack) -> "Wandb":
         name=config.name or run.name, id=run.id, resume="allow", mode=config.mode, dir=str(folder),
         config=run.config, settings=settings,
     )  # fmt: skip
-    for prefix, axis in AXES.items():
+    for axis in sorted(set(AXES.values())):
         opened.define_metric(axis)
-        opened.define_metric(f"{prefix}*", step_metric=axis)
+    for first, axis in AXES.items():
+        opened.define_metric(f"{first}/*", step_metric=axis)
     return Wandb(opened)
 
 
