@@ -20,12 +20,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bars
+from rich.table import Column
 from rich.text import Text
 
 from loop.curves import read_metrics
 
 SECONDS_BETWEEN_LINES = 15.0
 SECONDS_BEFORE_A_PHASE = 2.0  # phases that follow each other faster pass in silence
+WIDTH_OF_THE_REST = 76  # characters beside a bar, for the longest names of stages and their phases
 COLUMNS = {  # table column → metric of evaluate
     "oracle total": "oracle_total",
     "win rate vs base": "win_rate_vs_base",
@@ -51,7 +53,7 @@ class CampaignColumn(ProgressColumn):
         ends = task.fields.get("campaign_ends")
         if ends is None or task.finished:
             return Text("")
-        return Text(f"campaign {in_words(max(ends - time.monotonic(), 0))}")
+        return Text(f"all {in_words(max(ends - time.monotonic(), 0))}")
 
 
 class BarProgress:
@@ -143,11 +145,11 @@ class Display:
         if self._bars is None:
             columns = (
                 TextColumn("{task.description}"),
-                BarColumn(),
+                BarColumn(min(max(self.console.width - WIDTH_OF_THE_REST, 4), 40)),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
             )
-            times = (TextColumn("ETA"), TimeRemainingColumn(), CampaignColumn())
+            times = (TextColumn("ETA"), TimeRemainingColumn(), CampaignColumn(Column(no_wrap=True)))
             self._bars = Bars(*columns, *times, console=self.console)
             self._bars.start()
         return BarProgress(label, self._bars, campaign_left)

@@ -116,7 +116,7 @@ def test_lines_and_bars_tell_the_campaigns_time_left(clock):
         bars.stage(2, "sample", 90.0)
         [task] = bars._bars.tasks
         clock[0] += 30
-        assert CampaignColumn().render(task).plain == "campaign 1 min 00 s"
+        assert CampaignColumn().render(task).plain == "all 1 min 00 s"
         assert isinstance(task, Task)
     finally:
         bars.close()
