@@ -17,6 +17,7 @@ from loop.runner import StageRunner
 from loop.stages import STAGES, Stage
 from loop.stopping import stop_on_signals
 from loop.store import NO_SPACE, Store, write_atomically
+from loop.tracking import tracked
 
 WriteReport = Callable[[Path], Path]
 
@@ -42,10 +43,11 @@ def run_campaign(
             runner.check_existing()
             write_atomically(store.root / "campaign.yaml", loaded.text)
             write_atomically(store.root / "resolved.json", loaded.config.model_dump_json(indent=2) + "\n")
-            store.event("campaign_started", rounds=loaded.config.rounds, pid=os.getpid())
-            begun = True
-            run_rounds(runner)
-            report = _report(store, write_report)
+            with tracked(loaded.config, store.root, display):
+                store.event("campaign_started", rounds=loaded.config.rounds, pid=os.getpid())
+                begun = True
+                run_rounds(runner)
+                report = _report(store, write_report)
             store.event("campaign_finished", rounds=loaded.config.rounds)
             return report
         except BaseException as error:

@@ -15,7 +15,7 @@ from loop.errors import JudgeFailed, StageFailed, Stopped, UserError
 if TYPE_CHECKING:
     from loop.config_file import LoadedConfig
 
-FAILED, USER_ERROR, STOPPED = 1, 2, 75
+FAILED, USER_ERROR, STOPPED, INTERRUPTED = 1, 2, 75, 130
 _DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR),
@@ -75,6 +75,9 @@ def run(
         from loop.models import check_models
 
         check_models(loaded.config)
+        from loop.trackers import check_trackers
+
+        check_trackers(loaded.config.track)
         if dry_run:
             typer.echo(loaded.config.model_dump_json(indent=2))
             if loaded.config.gate.enabled:
@@ -90,29 +93,29 @@ def run(
 
 
 @app.command()
-def status(run: Run, as_json: AsJson = False) -> None:
-    """Show where a run stands."""
+def status(
+    run: Run,
+    as_json: AsJson = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Go on until the campaign ends; exit as `retake run` does.")
+    ] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks, with --watch.")] = 2.0,
+) -> None:
+    """Show where a run stands, how far its stage is, and how long it may still take."""
     from loop.status import find_run, read_status
+    from loop.status_text import status_lines
 
     with _exit_codes():
-        report = read_status(find_run(run))
-        if as_json:
-            typer.echo(report.as_json())
-            return
-        typer.echo(f"{report.name}: {report.state}, {report.rounds_done} of {report.rounds} rounds done")
-        if report.state == "failed" or (report.state == "done" and report.reason):
-            typer.echo(report.reason)
-        typer.echo(
-            f"in force: generator of round {report.generator_in_force}, "
-            f"judge of round {report.judge_in_force}"
-        )
-        if report.pruned:
-            typer.echo(f"pruned: {report.pruned}")
-        for stage in report.stages:
-            seconds = f"{stage.seconds:8.1f} s" if stage.seconds is not None else ""
-            typer.echo(f"  round {stage.round}  {stage.stage:<12} {stage.state:<10}{seconds}")
-        for alarm in report.alarms:
-            typer.echo(f"  round {alarm['round']}  alarm {alarm['name']}: {alarm['reason']}")
+        folder = find_run(run)
+        if watch:
+            from loop.watch import watch as watch_run
+
+            try:
+                raise typer.Exit(watch_run(folder, every, as_json))
+            except KeyboardInterrupt:
+                raise typer.Exit(INTERRUPTED) from None
+        report = read_status(folder)
+        typer.echo(report.as_json() if as_json else "\n".join(status_lines(report)))
 
 
 @app.command()

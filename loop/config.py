@@ -17,6 +17,7 @@ from pydantic import (
 
 from generator.config import GeneratorConfig, SamplingConfig, UpdateConfig
 from loop.alarm_config import AlarmsConfig
+from loop.track_config import TrackerConfig
 from reward.config import CertaintyConfig, JudgeConfig, KnownAnswersConfig, TrainJudgeConfig, VotingConfig
 
 PARTS = ("train", "calibrate", "gate", "report")
@@ -248,6 +249,15 @@ class CampaignConfig(Section):
     gate: GateConfig = GateConfig()
     alarms: AlarmsConfig | None = None  # what forbids a promotion, whatever the win rate; none = nothing
     launch: LaunchConfig = LaunchConfig()
+    track: list[TrackerConfig] = Field([], exclude_if=lambda trackers: not trackers)
+
+    @model_validator(mode="after")
+    def _trackers_differ(self) -> "CampaignConfig":
+        named = [tracker.destination for tracker in self.track]
+        twice = sorted({name for name in named if named.count(name) > 1})
+        if twice:
+            raise ValueError(f"track lists {twice[0]} twice; keep one, or give them different projects")
+        return self
 
     @property
     def measuring_judge(self) -> JudgeConfig:

@@ -99,6 +99,7 @@ class ProcessLauncher:
             "seed": context.seed,
             "stage": context.stage,
             "distributed": self.starts_several(stage),
+            "log_file": context.log_file and os.path.abspath(context.log_file),
         }
         with tempfile.TemporaryDirectory(prefix="retake-") as folder:
             path = Path(folder) / "request.json"

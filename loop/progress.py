@@ -10,13 +10,24 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bars
+from rich.table import Column
+from rich.text import Text
 
 from loop.curves import read_metrics
 
 SECONDS_BETWEEN_LINES = 15.0
 SECONDS_BEFORE_A_PHASE = 2.0  # phases that follow each other faster pass in silence
+WIDTH_OF_THE_REST = 76  # characters beside a bar, for the longest names of stages and their phases
 COLUMNS = {  # table column → metric of evaluate
     "oracle total": "oracle_total",
     "win rate vs base": "win_rate_vs_base",
@@ -35,13 +46,24 @@ class Progress(Protocol):
     def done(self) -> None: ...
 
 
-class BarProgress:
-    """One stage as bars on a terminal."""
+class CampaignColumn(ProgressColumn):
+    """What the whole campaign still takes, beside the bar of the stage that runs."""
 
-    def __init__(self, label: str, bars: Bars):
+    def render(self, task: Task) -> Text:
+        ends = task.fields.get("campaign_ends")
+        if ends is None or task.finished:
+            return Text("")
+        return Text(f"all {in_words(max(ends - time.monotonic(), 0))}")
+
+
+class BarProgress:
+    """One stage as bars on a terminal. campaign_left: seconds, where they are known."""
+
+    def __init__(self, label: str, bars: Bars, campaign_left: float | None = None):
         self._label = label
         self._bars = bars
-        self._task = bars.add_task(label, total=None, unit="")
+        ends = None if campaign_left is None else time.monotonic() + campaign_left
+        self._task = bars.add_task(label, total=None, unit="", campaign_ends=ends)
 
     def start(self, total: int, unit: str) -> None:
         self._bars.reset(self._task, total=total, description=f"{self._label}: {unit}")
@@ -56,14 +78,18 @@ class BarProgress:
 
 
 class LineProgress:
-    """One stage as plain lines: at its start and end, every few seconds, and where a long phase begins."""
+    """One stage as plain lines: at its start and end, every few seconds, and where a long phase begins.
 
-    def __init__(self, label: str, console: Console):
+    campaign_left: seconds that the whole campaign still takes, where they are known.
+    """
+
+    def __init__(self, label: str, console: Console, campaign_left: float | None = None):
         self._label, self._console = label, console
         self._began = self._phase_began = self._printed = time.monotonic()
         self._total = self._count = 0
         self._unit = ""
-        self._print(f"{label} …")
+        self._campaign_left = campaign_left
+        self._print(f"{label} …{self._campaign()}")
 
     def start(self, total: int, unit: str) -> None:
         self._total, self._count, self._unit = total, 0, unit
@@ -77,10 +103,17 @@ class LineProgress:
         if now - self._printed < SECONDS_BETWEEN_LINES or self._count == 0:
             return
         left = (now - self._phase_began) / self._count * max(self._total - self._count, 0)
-        self._print(f"{self._label}: {self._count}/{self._total} {self._unit}, about {_duration(left)} left")
+        counted = f"{self._label}: {self._count}/{self._total} {self._unit}"
+        self._print(f"{counted}, about {in_words(left)} left{self._campaign()}")
 
     def done(self) -> None:
-        self._print(f"{self._label}: done in {_duration(time.monotonic() - self._began)}")
+        self._print(f"{self._label}: done in {in_words(time.monotonic() - self._began)}")
+
+    def _campaign(self) -> str:
+        if self._campaign_left is None:
+            return ""
+        left = max(self._campaign_left - (time.monotonic() - self._began), 0)
+        return f" (campaign: about {in_words(left)})"
 
     def _print(self, line: str) -> None:
         self._printed = time.monotonic()
@@ -95,26 +128,31 @@ class Display:
         self._rounds = rounds
         self._bars: Bars | None = None
         self._header_due = True
+        self._said_unknown = False
         self._warned: set[str] = set()
 
-    def stage(self, round: int, stage: str) -> Progress:
-        """Progress of the stage that starts now."""
-        return self.task(f"round {round}/{self._rounds} {stage}")
+    def stage(self, round: int, stage: str, campaign_left: float | None = None) -> Progress:
+        """Progress of the stage that starts now. campaign_left: seconds; None = not known."""
+        if campaign_left is None and self._rounds > 1 and not self._said_unknown:
+            self.say(f"round {round}/{self._rounds}: the campaign's time left is known after a whole round")
+            self._said_unknown = True
+        return self.task(f"round {round}/{self._rounds} {stage}", campaign_left)
 
-    def task(self, label: str) -> Progress:
+    def task(self, label: str, campaign_left: float | None = None) -> Progress:
         """Progress of anything else."""
         if not self.console.is_terminal:
-            return LineProgress(label, self.console)
+            return LineProgress(label, self.console, campaign_left)
         if self._bars is None:
             columns = (
                 TextColumn("{task.description}"),
-                BarColumn(),
+                BarColumn(min(max(self.console.width - WIDTH_OF_THE_REST, 4), 40)),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
             )
-            self._bars = Bars(*columns, TextColumn("ETA"), TimeRemainingColumn(), console=self.console)
+            times = (TextColumn("ETA"), TimeRemainingColumn(), CampaignColumn(Column(no_wrap=True)))
+            self._bars = Bars(*columns, *times, console=self.console)
             self._bars.start()
-        return BarProgress(label, self._bars)
+        return BarProgress(label, self._bars, campaign_left)
 
     def end_round(self, round: int, evaluate: Path, gate: Path | None) -> None:
         """Print the table row of a round; its bars stay above it."""
@@ -156,6 +194,12 @@ def _overall(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {row["metric"]: row["value"] for row in rows if row["category"] == "" and row["value"] is not None}
 
 
-def _duration(seconds: float) -> str:
+def in_words(seconds: float) -> str:
+    """A duration for reading: "8.3 s", "48 s", "2 min 04 s", "3 h 20 min", "2 d 5 h"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
     minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s" if seconds < 10 else f"{rest} s"
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"

@@ -13,10 +13,13 @@ from typing import Any
 from loop.branch import read_origin
 from loop.config import CampaignConfig, changed_keys
 from loop.errors import StageFailed, UserError
+from loop.eta import durations, outlook
 from loop.forecast import check_room
 from loop.launchers import LAUNCHERS
+from loop.logs import LineFormatter
 from loop.models import has_weights_here, model_identity, resolve_model
 from loop.progress import Display
+from loop.progress_file import FILE, RecordedProgress
 from loop.seed_reasoning import seed_identity
 from loop.stages import EVERY_ROUND, Stage, StageContext, derive_seed, plan
 from loop.store import MANIFEST, NO_SPACE, Store, environment, fingerprint, read_manifest
@@ -117,14 +120,27 @@ class StageRunner:
             self.store.check_hashes(path)
         with self._reporting(round, name) as log:
             work = self.store.begin(round, name, mark)
-            progress = self.display.stage(round, name)
+            progress = self._progress(round, name, log)
             seed = derive_seed(self.config.seed, round, name)
-            context = StageContext(self.config, round, given, work, seed, progress, log, name)
+            place = (name, self._log_file(round, name))
+            context = StageContext(self.config, round, given, work, seed, progress, log, *place)
             self.launcher.launch(stage, context)
             self.store.commit(work, round, name, mark, config, prints, self.environment)
             self._fingerprints[artefact] = mark
             progress.done()
         return artefact
+
+    def _log_file(self, round: int, name: str) -> Path:
+        assert self.attempt is not None, "an attempt has begun"
+        return self.attempt / f"{round:03d}-{name}.log"
+
+    def _progress(self, round: int, name: str, log: logging.Logger) -> RecordedProgress:
+        """Of the stage that starts now: on the screen, and in a file for other processes."""
+        steps = plan(self.config.rounds)
+        pending = steps[steps.index((round, name)) :]  # stages are made in this order
+        left = outlook(pending, durations(self.store.events())).seconds_left
+        shown = self.display.stage(round, name, left)
+        return RecordedProgress(shown, self._log_file(round, name).with_name(FILE), round, name, log)
 
     def _slice(self, stage: Stage) -> dict[str, Any]:
         """The sections that change the stage's result, and which weights stand behind a model's name."""
@@ -169,7 +185,7 @@ class StageRunner:
     def _reporting(self, round: int, name: str) -> Iterator[logging.Logger]:
         """Events and the log file around a stage; what it raises becomes a UserError or a StageFailed."""
         self.attempt = self.attempt or self.store.begin_attempt()
-        path = self.attempt / f"{round:03d}-{name}.log"
+        path = self._log_file(round, name)
         began = time.monotonic()
         self.store.event("stage_started", round=round, stage=name, log=str(path.relative_to(self.store.root)))
         outcome = "stage_stopped"
@@ -223,7 +239,7 @@ def _identify_judge(section: dict[str, Any], judge: JudgeConfig, key: str) -> No
 def _log_to(path: Path, display: Display) -> Iterator[logging.Logger]:
     """Everything that any library logs goes to the file; warnings of the stage itself also to the screen."""
     file = _LogFile(path, display)
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    file.setFormatter(LineFormatter())
     screen = _ScreenHandler(display)
     root, log = logging.getLogger(), logging.getLogger("retake")
     level = root.level

@@ -22,6 +22,7 @@ class StageContext:
     seed: of this campaign, round and stage; below 2^31, so every library takes it.
     stage: its name in STAGES, by which loop/held_out.py knows the parts that it may read; without one it is
         the train part.
+    log_file: where `log` is written, if it is a file; other processes of the stage write theirs beside it.
     """
 
     config: CampaignConfig
@@ -32,6 +33,7 @@ class StageContext:
     progress: Progress
     log: logging.Logger
     stage: str = ""
+    log_file: Path | None = None
 
     @property
     def scratch(self) -> Path:

@@ -1,12 +1,15 @@
 """Where a run stands, read from its directory without touching it."""
 
 import json
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from loop.errors import UserError
+from loop.eta import Outlook, Running, durations, outlook
 from loop.past import ended_by_patience
+from loop.progress_file import FILE, read_progress
 from loop.pruned import Pruned, pruned_in
 from loop.stages import plan
 from loop.store import Store, read_manifest
@@ -25,8 +28,30 @@ class StageStatus:
 
 
 @dataclass(frozen=True)
+class RunningStage:
+    """The stage that runs now.
+
+    seconds: since this attempt at it began. unit, done, total: of its present phase; "" and 0 of 0 where it
+    counts nothing. seconds_left: of that phase, None before anything of it is done. log: relative to the run.
+    """
+
+    round: int
+    stage: str
+    seconds: float
+    unit: str
+    done: int
+    total: int
+    seconds_left: float | None
+    log: str
+
+
+@dataclass(frozen=True)
 class Status:
-    """generator_in_force, judge_in_force: the round they come from; 0 = the base and the configured judge."""
+    """generator_in_force, judge_in_force: the round they come from; 0 = the base and the configured judge.
+
+    seconds_left: of the whole campaign while it runs, None where it is not known; seconds_left_rests_on says
+    in words on what it rests (loop/eta.py).
+    """
 
     name: str
     directory: str
@@ -38,6 +63,9 @@ class Status:
     reason: str
     stages: list[StageStatus]
     alarms: list[dict[str, Any]]  # of all gates: round, name, reason, value, threshold
+    running: RunningStage | None
+    seconds_left: float | None
+    seconds_left_rests_on: str
     pruned: Pruned | None = None  # what `retake prune` has freed
 
     def as_json(self) -> str:
@@ -85,15 +113,18 @@ def read_status(root: Path) -> Status:
     store = Store(root)
     resolved = json.loads((root / "resolved.json").read_text(encoding="utf-8"))
     events = store.events()
-    running = store.is_locked()
+    locked = store.is_locked()
     owner = store.owner()
     launched = _events_of(owner, events)
-    stages = [_stage(store, events, launched if running else [], *step) for step in plan(resolved["rounds"])]
+    stages = [_stage(store, events, launched if locked else [], *step) for step in plan(resolved["rounds"])]
+    running = next((_running(root, events, s) for s in stages if s.state == "running"), None)
+    last_round = ended_by_patience(events)
+    left = _outlook(events, [s for s in stages if last_round is None or s.round <= last_round], running)
     ends = [event for event in events if event["event"].startswith("campaign_")]
     last: dict[str, Any] = ends[-1] if ends else {}
     ended = bool(launched) and last["event"] != "campaign_started"
-    died = owner != "" and not running and not ended
-    state = _state(last.get("event"), running, stages, ended_by_patience(events))
+    died = owner != "" and not locked and not ended
+    state = _state(last.get("event"), locked, stages, last_round)
     gates = [stage.round for stage in stages if stage.stage == "gate" and stage.state == "committed"]
     return Status(
         name=resolved["name"],
@@ -103,11 +134,37 @@ def read_status(root: Path) -> Status:
         rounds_done=max(gates, default=0),
         generator_in_force=_in_force(store, resolved["rounds"], "gate", "keep"),
         judge_in_force=_in_force(store, resolved["rounds"], "judge_gate", "use"),
-        reason="" if running or died else _why_ended(events) or last.get("reason", ""),
+        reason="" if locked or died else _why_ended(events) or last.get("reason", ""),
         stages=stages,
         alarms=[{"round": round} | alarm for round in gates for alarm in _alarms(store, round)],
+        running=running,
+        seconds_left=left.seconds_left,
+        seconds_left_rests_on=left.rests_on,
         pruned=pruned_in(root),
     )
+
+
+def _running(root: Path, events: list[dict[str, Any]], stage: StageStatus) -> RunningStage:
+    """What the last event of the stage and the file beside its log say; another stage's file says nothing."""
+    begun = next(e for e in reversed(events) if e["event"] == "stage_started")
+    now = time.time()
+    found = read_progress((root / begun["log"]).with_name(FILE))
+    if found is None or (found.round, found.stage) != (stage.round, stage.stage):
+        seconds = max(now - begun["time"], 0.0)
+        return RunningStage(stage.round, stage.stage, seconds, "", 0, 0, None, begun["log"])
+    seconds = found.seconds + found.age(now)
+    phase = (found.unit, found.done, found.total, found.seconds_left(now))
+    return RunningStage(stage.round, stage.stage, seconds, *phase, begun["log"])
+
+
+def _outlook(
+    events: list[dict[str, Any]], stages: list[StageStatus], running: RunningStage | None
+) -> Outlook:
+    pending = [(stage.round, stage.stage) for stage in stages if stage.state != "committed"]
+    now = None
+    if running is not None:
+        now = Running((running.round, running.stage), running.seconds, running.seconds_left)
+    return outlook(pending, durations(events), now)
 
 
 def _alarms(store: Store, round: int) -> list[dict[str, Any]]:

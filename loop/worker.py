@@ -20,6 +20,7 @@ from loop import distributed
 from loop.config import CampaignConfig
 from loop.errors import Stopped, UserError
 from loop.launchers import MARK, InlineLauncher
+from loop.logs import LineFormatter, rank_file
 from loop.progress import Progress
 from loop.stages import Stage, StageContext
 from loop.stopping import stop_on_signals
@@ -98,23 +99,21 @@ def main(path: Path) -> int:
         launcher = InlineLauncher(config)  # before torch is imported
         rank = distributed.start() if request["distributed"] else 0
         progress: Progress = ChannelProgress(channel) if rank == 0 else NoProgress()
-        with _logging(channel if rank == 0 else None) as log:
+        log_file = Path(request["log_file"]) if request["log_file"] else None
+        with _logging(_handler(channel, rank, log_file)) as log:
             inputs = {key: Path(folder) for key, folder in request["inputs"].items()}
-            context = StageContext(
-                config,
-                request["round"],
-                inputs,
-                Path(request["out"]),
-                request["seed"],
-                progress,
-                log,
-                request["stage"],
-            )
+            given = (config, request["round"], inputs, Path(request["out"]), request["seed"])
+            context = StageContext(*given, progress, log, request["stage"], log_file)
             if request["distributed"]:
                 log.info("%s", distributed.description())
             alone = contextlib.nullcontext() if request["distributed"] else stop_on_signals()
-            with alone:
-                launcher.launch(Stage(request["function"], (), ()), context)
+            try:
+                with alone:
+                    launcher.launch(Stage(request["function"], (), ()), context)
+            except Exception:
+                if rank != 0:  # the campaign tells of one error, which may be another process's
+                    log.exception("this process failed")
+                raise
         if request["distributed"]:
             distributed.end()
     except Exception as error:
@@ -139,10 +138,20 @@ def describe(error: Exception) -> dict[str, Any]:
     return {"kinds": kinds, "args": args, "traceback": text[-MOST_OF_A_TRACEBACK:]}
 
 
+def _handler(channel: Channel, rank: int, log_file: Path | None) -> logging.Handler:
+    """The first process's records go to the parent, those of the others to files of their own."""
+    if rank == 0:
+        return ChannelHandler(channel)
+    if log_file is None:
+        return logging.NullHandler()
+    handler = logging.FileHandler(rank_file(log_file, rank), encoding="utf-8")
+    handler.setFormatter(LineFormatter(rank))
+    return handler
+
+
 @contextlib.contextmanager
-def _logging(channel: Channel | None) -> Iterator[logging.Logger]:
-    """As loop.runner sets it up for a stage; the other ranks' records, the first one's again, go nowhere."""
-    handler = ChannelHandler(channel) if channel else logging.NullHandler()
+def _logging(handler: logging.Handler) -> Iterator[logging.Logger]:
+    """As loop.runner sets it up for a stage."""
     root, log = logging.getLogger(), logging.getLogger("retake")
     root.addHandler(handler)
     root.setLevel(logging.INFO)

@@ -345,7 +345,8 @@ def test_an_update_under_accelerate_is_that_of_one_process(tmp_path, caplog):
         progress[out.name] = Counted()
         log = logging.getLogger("retake")
         given = {} if stage == "prepare" else inputs
-        context = StageContext(config, 1, given, out, 5, progress[out.name], log)
+        log_file = out.with_suffix(".log")
+        context = StageContext(config, 1, given, out, 5, progress[out.name], log, log_file)
         LAUNCHERS[config.launch.type](config).launch(STAGES[stage], context)
 
     launch("prepare", inputs["prepare"])
@@ -360,6 +361,9 @@ def test_an_update_under_accelerate_is_that_of_one_process(tmp_path, caplog):
     said = [r.getMessage() for r in caplog.records if r.name == "retake"]
     assert "2 processes over gloo, the first on cpu" in said
     assert sum("share the weights" in line for line in said) == 1
+    second = (tmp_path / "two.rank-1.log").read_text().splitlines()
+    assert sum(" INFO rank 1 retake: the processes share the weights" in line for line in second) == 1
+    assert not (tmp_path / "two.rank-0.log").exists() and not (tmp_path / "one.rank-1.log").exists()
     assert progress["two"].calls == progress["one"].calls
     one, two = (tmp_path / name for name in ("one", "two"))
     assert [p.relative_to(one) for p in sorted(one.rglob("*"))] == [
