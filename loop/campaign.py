@@ -12,6 +12,7 @@ from types import FrameType
 
 from loop.config_file import LoadedConfig
 from loop.errors import StageFailed, Stopped, UserError
+from loop.git_state import code_state, config_state
 from loop.progress import Display
 from loop.runner import StageRunner
 from loop.stages import STAGES, Stage
@@ -40,7 +41,8 @@ def run_campaign(
             runner.check_existing()
             write_atomically(store.root / "campaign.yaml", loaded.text)
             write_atomically(store.root / "resolved.json", loaded.config.model_dump_json(indent=2) + "\n")
-            store.event("campaign_started", rounds=loaded.config.rounds)
+            git = {"code": code_state(), "config": config_state(loaded.file)}
+            store.event("campaign_started", rounds=loaded.config.rounds, git=git)
             run_rounds(runner)
             report = _report(store, write_report)
             store.event("campaign_finished", rounds=loaded.config.rounds)
