@@ -68,7 +68,7 @@ class Clips:
             muted=True,
             playsinline=True,
             controls=source is not None,  # for a page without its script, which removes them
-            preload="auto",
+            preload="none",  # a page of many clips opens at once; the script loads what comes into view
             aria_label=label,
             title=label,
         )

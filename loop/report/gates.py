@@ -54,7 +54,7 @@ def num_alarms(run: Run) -> int:
 def _why(decision: Row) -> str:
     action = decision.get("action")
     told = str(decision.get("reason") or "")
-    return f"{told} Then: {_say(action)}." if action else told
+    return f"{told.rstrip('.')}; then: {_say(action)}" if action else told
 
 
 def _alarm(r: int, who: str, alarm: Any) -> Html:

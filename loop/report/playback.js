@@ -1,5 +1,5 @@
 // Plays all clips of a group in step, and finds a clip by its name. The other files of the script build on it.
-// Without the script the clips stand on their first frame and can be played one by one.
+// Without the script the clips can be played one by one.
 "use strict";
 const report = (() => {
   const RATES = [1, 0.5, 0.25];
@@ -72,9 +72,10 @@ const report = (() => {
     new IntersectionObserver((entries) => {
       const was = visible;
       visible = entries[entries.length - 1].isIntersecting;
+      if (visible) videos.forEach((v) => (v.preload = "auto"));
       apply();
       if (visible && !was) requestAnimationFrame(tick);
-    }, { rootMargin: "100px" }).observe(root);
+    }, { rootMargin: "200px" }).observe(root);
 
     const step = (frames) => {
       playing = false;

@@ -138,7 +138,7 @@ def _shell(cells: Sequence[Cell], sides: Sequence[tuple[str, str]]) -> Html:
 
 
 def _side(name: str) -> Html:
-    video = element("video", _class="video", muted=True, playsinline=True, preload="auto")
+    video = element("video", _class="video", muted=True, playsinline=True, preload="none")
     return element("figure", video, element("figcaption"), _class=f"shot {name}")
 
 

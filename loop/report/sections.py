@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from datetime import UTC, datetime
 
 from loop.config import PARTS
 from loop.report import tables
@@ -30,11 +31,13 @@ def header(run: Run) -> Html:
     facts = [
         ("seed", str(run.config.get("seed", "–"))),
         ("rounds", f"{done} of {wanted}" if wanted is not None else str(done)),
-        ("config", str(run.path / "campaign.yaml")),
     ]
     spent = sum(run.seconds().values())
-    if spent:
-        facts.insert(2, ("time", tables.duration(spent)))
+    facts += [("time", tables.duration(spent))] if spent else []
+    starts = [event for event in run.events if event["event"] == "campaign_started"]
+    if starts:
+        day = datetime.fromtimestamp(starts[0]["time"], UTC)
+        facts += [("begun", day.strftime("%-d %B %Y")), ("code", _commit(starts[-1], "code"))]
     return element(
         "header",
         element("p", "retake · campaign report", _class="eyebrow"),
@@ -225,14 +228,14 @@ def _git(run: Run) -> Html | None:
     if not found:
         return None
     rows = [[code, config] for code, config in found]
-    return tables.plain(("code at commit", "config at commit"), rows)
+    return tables.plain(("code at commit", "config file at commit"), rows)
 
 
 def _commit(start: Row, what: str) -> str:
     state = (start.get("git") or {}).get(what)
     if not state:
         return "unknown" if what == "code" else "shipped, or not under git"
-    return f"{state['commit'][:12]}{', with changes that are not in it' if state['dirty'] else ''}"
+    return f"{state['commit'][:12]}{' with changes' if state['dirty'] else ''}"
 
 
 def _overlap(one: Row, other: Row) -> bool:
