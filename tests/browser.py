@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -31,7 +33,10 @@ def open_browser(profile: Path, size: tuple[int, int] = (1280, 900)) -> Iterator
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    driver = subprocess.Popen([str(CHROMEDRIVER), f"--port={port}"], stdout=subprocess.DEVNULL)
+    # a process group of its own: a driver that is stuck would leave its browser behind
+    driver = subprocess.Popen(
+        [str(CHROMEDRIVER), f"--port={port}"], stdout=subprocess.DEVNULL, process_group=0
+    )
 
     def send(method: str, path: str, **body: Any) -> Any:
         data = json.dumps(body).encode() if method == "POST" else None
@@ -61,8 +66,8 @@ def open_browser(profile: Path, size: tuple[int, int] = (1280, 900)) -> Iterator
         yield lambda method, path, **body: send(method, f"/session/{session}{path}", **body)
         send("DELETE", f"/session/{session}")
     finally:
-        driver.terminate()
-        driver.wait(10)
+        os.killpg(driver.pid, signal.SIGKILL)
+        driver.wait()
 
 
 def execute(browser: Any, script: str) -> Any:

@@ -3,13 +3,13 @@
   const bar = document.getElementById("switches");
   if (!bar) return;
   const section = bar.closest("section"), lines = report.data("category-lines") || {};
-  const cards = [...section.querySelectorAll(".card[data-key]")], SVG = "http://www.w3.org/2000/svg";
+  const cards = [...section.querySelectorAll(".card[data-key]")];
   const named = (name) => bar.querySelector(`[name=${name}]`);
   const boxes = [...bar.querySelectorAll("[name=chart]")];
   bar.hidden = false;
 
   const draw = (parent, tag, attributes) => {
-    const made = document.createElementNS(SVG, tag);
+    const made = document.createElementNS(parent.namespaceURI, tag);
     for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
     return parent.appendChild(made);
   };
