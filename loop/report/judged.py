@@ -77,15 +77,13 @@ def _certainty_card(r: int, verdicts: list[Row], bins: dict[str, list[int]]) -> 
 
 def overall_verdicts(run: Run, r: int) -> list[Row]:
     """The judge's verdict on every question of a round, over all dimensions."""
-    import pyarrow.compute as pc  # slow to import
-
     columns = (
         *("question_id", "kind", "segment", "prompt", "first_id", "second_id", "dimension", "p_first"),
         *("p_second", "p_tie", "mode", "flip_rate", "certainty", "calibrated_for", "num_votes"),
         "num_abstentions",
     )
-    table = run.arrow(r, "label", "verdicts.parquet", columns)
-    return [] if table is None else table.filter(pc.field("dimension") == "overall").to_pylist()
+    rows = run.table(r, "label", "verdicts.parquet", columns)
+    return [row for row in rows if row["dimension"] == "overall"]
 
 
 def _certainty_bins(verdicts: list[Row]) -> dict[str, list[int]]:

@@ -37,7 +37,7 @@ def header(run: Run) -> Html:
     starts = [event for event in run.events if event["event"] == "campaign_started"]
     if starts:
         day = datetime.fromtimestamp(starts[0]["time"], UTC)
-        facts += [("begun", day.strftime("%-d %B %Y")), ("code", _commit(starts[-1], "code"))]
+        facts += [("begun", f"{day.day} {day:%B %Y}"), ("code", _commit(starts[-1], "code"))]
     return element(
         "header",
         element("p", "retake · campaign report", _class="eyebrow"),
