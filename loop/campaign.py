@@ -11,6 +11,7 @@ from pathlib import Path
 
 from loop.config_file import LoadedConfig
 from loop.errors import StageFailed, Stopped, UserError
+from loop.git_state import code_state, config_state
 from loop.past import Past, announce_power, out_of_patience
 from loop.progress import Display
 from loop.runner import StageRunner
@@ -43,8 +44,9 @@ def run_campaign(
             runner.check_existing()
             write_atomically(store.root / "campaign.yaml", loaded.text)
             write_atomically(store.root / "resolved.json", loaded.config.model_dump_json(indent=2) + "\n")
+            git = {"code": code_state(), "config": config_state(loaded.file)}
             with tracked(loaded.config, store.root, display):
-                store.event("campaign_started", rounds=loaded.config.rounds, pid=os.getpid())
+                store.event("campaign_started", rounds=loaded.config.rounds, pid=os.getpid(), git=git)
                 begun = True
                 run_rounds(runner)
                 report = _report(store, write_report)

@@ -199,7 +199,15 @@ def compare(
 
 
 @app.command()
-def report(run: Run) -> None:
+def report(
+    run: Run,
+    price_per_hour: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="What an hour of all machines costs: the report then shows what stages cost."
+        ),
+    ] = None,
+) -> None:
     """Write report.html: one file that opens offline."""
     from loop.status import find_run
 
@@ -207,7 +215,7 @@ def report(run: Run) -> None:
         folder = find_run(run)
         from loop.report import write_report
 
-        typer.echo(str(write_report(folder)))
+        typer.echo(str(write_report(folder, price_per_hour=price_per_hour)))
 
 
 @app.command()

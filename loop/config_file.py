@@ -5,7 +5,7 @@ import importlib.resources
 import re
 import typing
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,14 @@ from loop.errors import UserError
 
 @dataclass(frozen=True)
 class LoadedConfig:
-    """`text` is the file as given, followed by the overrides as comments: what campaign.yaml stores."""
+    """`text` is the file as given, followed by the overrides as comments: what campaign.yaml stores.
+
+    `file` is where it was read, None for a shipped config.
+    """
 
     config: CampaignConfig
     text: str
+    file: Path | None = None
 
 
 class _Loader(yaml.SafeLoader):
@@ -39,7 +43,8 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> LoadedConf
 
     Raises UserError for a missing file, YAML that does not parse, and keys or values that are not valid.
     """
-    return _load(*_read_source(str(source), ("",)), overrides, {})
+    loaded = _load(*_read_source(str(source), ("",)), overrides, {})
+    return replace(loaded, file=Path(source)) if Path(source).is_file() else loaded
 
 
 def load_judge_config(source: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig:

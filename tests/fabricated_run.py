@@ -51,9 +51,19 @@ CURVES: dict[str, tuple[float, float, float, float, float]] = {
     "judge_accuracy": (np.nan, 0.78, 0.86, 0.89, 0.03),
     "judge_flip_rate": (np.nan, 0.19, 0.12, 0.09, 0.03),
     "judge_oracle_agreement_vs_base": (np.nan, 0.66, 0.71, 0.75, 0.05),
+    "held_out_win_rate_vs_base": (np.nan, 0.58, 0.52, 0.66, 0.06),
+    "held_out_win_rate_vs_previous": (np.nan, 0.58, 0.44, 0.61, 0.06),
+    "two_sample_auc": (0.98, 0.96, 0.95, 0.9, 0.03),
+    "subject_drift": (0.2, 0.17, 0.16, 0.11, 0.02),
+    "update_margin": (np.nan, 0.8, 1.1, 1.4, 0.1),
+    "update_implicit_accuracy": (np.nan, 0.66, 0.7, 0.72, 0.05),
+    "novelty": (0.5, 0.48, 0.47, 0.44, 0.02),
     "pair_precision_fresh": (np.nan, 0.74, 0.79, 0.82, 0.05),
 }
 REAL = {"oracle_total": 0.93, "motion_magnitude": 0.71, "flicker": 0.006}
+GIT = {"code": {"commit": "588b76c0d1e2f3a4b5c6d7e8f9a0b1c2d3e4f5a6", "dirty": True}, "config": None}
+CATEGORIES = {"": 0.0, "ring": 0.04, "square": -0.06}  # what is added to the value over all
+ALARMED = {"action": "refresh_pairs"}
 BY_JUDGE = ("win_rate_vs_base", "win_rate_vs_previous", "fool_rate")
 
 
@@ -63,6 +73,7 @@ def fabricate(
     stop_before: tuple[int, str] | None = None,
     markup: str = "",
     num_prompts: int = 12,
+    num_questions: int = 120,
 ) -> Path:
     """Writes a run under root/quickstart and returns it.
 
@@ -82,8 +93,8 @@ def fabricate(
     }
     (run / "resolved.json").write_text(json.dumps(config, indent=2))
     (run / "campaign.yaml").write_text(f"name: quickstart\nseed: 0\nrounds: {rounds}  # {markup}\n")
-    store.event("campaign_started", rounds=rounds)
-    world_ = _World(num_prompts, markup)
+    store.event("campaign_started", rounds=rounds, git=GIT)
+    world_ = _World(num_prompts, markup, num_questions)
     for number, stage in plan(rounds):
         if (number, stage) == stop_before:
             store.event("campaign_stopped", reason="SIGTERM")
@@ -99,11 +110,12 @@ def fabricate(
 
 
 class _World:
-    def __init__(self, num_prompts: int, markup: str) -> None:
+    def __init__(self, num_prompts: int, markup: str, num_questions: int) -> None:
         captions = [c for c in world.combinations() if world.part_of(*c) == "report"]
         step = max(1, len(captions) // num_prompts)
         self.captions = captions[::step][:num_prompts]
         self.markup = markup
+        self.num_questions = num_questions
 
     def caption(self, index: int) -> str:
         return world.caption_of(*self.captions[index]) + (f" {self.markup}" if self.markup else "")
@@ -154,11 +166,11 @@ class _World:
         rng = np.random.default_rng(number)
         votes: list[dict[str, Any]] = []
         verdicts: list[dict[str, Any]] = []
-        for q in range(120):
+        for q in range(self.num_questions):
             i, kind = q % len(self.captions), ("take_take", "take_real", "segment")[q % 3]
             first, second = f"sample-{number}-{i}-10", f"sample-{number}-{i}-11"
             second = f"anchor-{i:03d}" if kind == "take_real" else second
-            p = float(np.clip(rng.beta(0.5 + 0.1 * number, 0.5), 0.01, 0.97))
+            p = float(np.clip(rng.beta(0.5 + 0.1 * number, 0.5), 0.01, 0.96))
             shared = {
                 "question_id": f"q{number}-{q}",
                 "kind": kind,
@@ -225,9 +237,20 @@ class _World:
                 "certainty": 0.8,
                 "question_id": f"q{number}-{n}",
             }
-            for n in range(0, 120, 2 if number > 1 else 3)
+            for n in range(0, self.num_questions, 2 if number > 1 else 3)
         ]
         _table(out / "pairs.parquet", pairs)
+        rows = [
+            {
+                "source": "fresh",
+                "reason": f"tie{self.markup}" if n == 1 else "uncertain",
+                "question_id": f"q{number}-{n}",
+                "first_id": "",
+                "second_id": "",
+            }
+            for n in range(1, self.num_questions, 4)
+        ]
+        _table(out / "dropped.parquet", rows)
         drops = [
             ("fresh", "low_certainty", 19 - 3 * number),
             ("fresh", "tie", 6),
@@ -251,25 +274,25 @@ class _World:
             )
         _table(
             out / "scores.parquet",
-            [{"take_id": t["take_id"], "oracle_total": t.pop("oracle_total")} for t in takes],
+            [_marks(t["take_id"], t.pop("oracle_total")) for t in takes],
         )
         _table(out / "takes.parquet", takes)
         rows = []
         for metric, curve in CURVES.items():
             half = 0.0 if metric == "drift_from_base" and number == 0 else curve[4]
-            for category in ("", "ring", "square"):
+            for category, more in CATEGORIES.items():
                 rows.append(
                     {
                         "round": number,
                         "metric": metric,
                         "part": "report",
                         "category": category,
-                        "value": curve[number],
-                        "low": max(0.0, curve[number] - half),
-                        "high": curve[number] + half
+                        "value": curve[number] + more,
+                        "low": max(0.0, curve[number] + more - half),
+                        "high": curve[number] + more + half
                         if metric == "motion_magnitude"
-                        else min(1.0, curve[number] + half),
-                        "num_clips": 24,
+                        else min(1.0, curve[number] + more + half),
+                        "num_clips": 12 if category else 24,
                         "judge": f"3fa9c01b77e{number}" if metric in BY_JUDGE else "",
                     }
                 )
@@ -294,8 +317,16 @@ class _World:
                 "high": rate + 0.06,
                 "num_prompts": 96,
                 "alpha": 0.03,
-            },
+                "power": {"num_prompts": 96, "detects": 0.08},
+            }
+            | ({} if KEPT[number] else ALARMED | {"alarms": [self._alarm()]}),
         )
+
+    def _alarm(self) -> dict[str, str]:
+        return {
+            "name": "judge_up_motion_down",
+            "reason": f"the training judge rose by 0.03 while motion fell by 0.09 {self.markup}".strip(),
+        }
 
     def _takes(self, out: Path, number: int, stage: str, seeds: tuple[int, ...]) -> list[dict[str, Any]]:
         takes = []
@@ -337,6 +368,11 @@ def _clip(combination: tuple[str, str, str], rng: np.random.Generator, faultless
         frames[6:12] = world.BACKGROUND
     noise = np.random.default_rng(7).normal(0, 3 if faultless else 9, frames.shape)
     return np.clip(frames + noise, 0, 255).astype(np.uint8)
+
+
+def _marks(take_id: str, total: float) -> dict[str, Any]:
+    parts = {"oracle_colour": 0.98, "oracle_direction": total, "oracle_permanence": round(total**0.5, 3)}
+    return {"take_id": take_id, "oracle_total": total, **parts, "motion_magnitude": 0.02, "flicker": 0.003}
 
 
 def _write(path: Path, frames: np.ndarray) -> None:

@@ -123,6 +123,27 @@ def test_uncertain_verdicts_are_dropped_by_reason():
     assert drops["fresh", "tie"] == 1 and drops["fresh", "too_few_votes"] == 1
 
 
+def test_every_drop_names_its_question_or_its_clips():
+    takes = [take(n) for n in "abcd"]
+    verdicts = [
+        verdict("a", "b", 1.0),
+        verdict("b", "c", 0.9),
+        verdict("c", "a", 0.0),
+        verdict("d", "d2", 0.5),
+    ]
+    takes[3]["prompt_id"] = "another"
+    found, drops = make(verdicts, takes, strategy="best_worst", sources={"fresh": {"max": 0}})
+    assert found == []
+    rows = [tuple(row.values()) for row in drops.rows]
+    assert rows == [
+        ("fresh", "not_best_against_worst", verdicts[0]["question_id"], "a", "b"),
+        ("fresh", "not_best_against_worst", verdicts[1]["question_id"], "b", "c"),
+        ("fresh", "tie", verdicts[3]["question_id"], "d", "d2"),
+        ("fresh", "over_the_source_limit", None, "a", "c"),
+    ]
+    assert Counter((row["source"], row["reason"]) for row in drops.rows) == drops
+
+
 def test_guided_signs_follow_their_segments_in_either_order():
     takes = [take("g0", kind="guided", anchor="x"), take("g1", kind="guided", anchor="x")]
     verdicts = [

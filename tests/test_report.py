@@ -6,17 +6,10 @@ import base64
 import hashlib
 import json
 import re
-import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,14 +18,13 @@ import pytest
 from loop.errors import UserError
 from loop.report import write_report
 from loop.report.charts import Point, curve, histogram, interval, number
-from loop.report.markup import Html, element
+from loop.report.markup import Html, data_block, element
 from loop.stages import plan
+from loop.store import Store
 from tests.fabricated_run import fabricate
 
 HOSTILE = "<script>window.caught = 1</script><img src=x onerror='window.caught = 2'>\"&amp;"
 ROOT = Path(__file__).parent.parent
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-CHROMEDRIVER = shutil.which("chromedriver")
 
 
 class Page(HTMLParser):
@@ -62,13 +54,31 @@ class Page(HTMLParser):
         if self.open and self.open[-1] not in ("script", "style"):
             self.text += data + "\n"
 
+    def block(self, name: str) -> str:
+        """What a data block for the script holds."""
+        found = re.search(
+            rf'<script type="application/json" id="{name}">(.*?)</script>', self.source, re.DOTALL
+        )
+        assert found, name
+        return found[1]
+
+    def running(self) -> list[dict[str, str | None]]:
+        """Scripts that a browser would run; data blocks have a type that no browser runs."""
+        return [script for script in self.all("script") if "type" not in script]
+
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.elements if name == tag]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fabricate(tmp_path_factory.mktemp("report"))
+    return fabricate(tmp_path_factory.mktemp("report"), num_prompts=7)
+
+
+@pytest.fixture(scope="module")
+def complete(run: Path) -> Page:
+    """The page of a complete run of three rounds, the second rolled back."""
+    return Page(write_report(run))
 
 
 @pytest.fixture
@@ -76,10 +86,11 @@ def small(tmp_path: Path) -> Path:
     return fabricate(tmp_path, rounds=1, num_prompts=2)
 
 
-def test_a_complete_run_shows_every_section(run: Path) -> None:
-    page = Page(write_report(run))
+def test_a_complete_run_shows_every_section(complete: Page) -> None:
+    page = complete
     assert [s["id"] for s in page.all("section")] == [
-        *("clips", "curves", "categories", "gates", "judge", "pairs", "data", "time", "configuration")
+        *("clips", "curves", "categories", "gates", "verdicts", "judge", "pairs", "data", "time"),
+        "configuration",
     ]
     assert "After 3 rounds, 2 kept, the oracle total rose from" in page.text
     assert "0.062 (0.012 to 0.11)" in page.text and "0.41 (0.36 to 0.46)" in page.text
@@ -87,37 +98,56 @@ def test_a_complete_run_shows_every_section(run: Path) -> None:
     assert "permanence fell by 0.19" in page.text
     assert "segments disagree · guided" in page.text
     assert '"model": "embedded:tiny-wan"' in page.text
-    # 6 prompts × (real, base, 3 rounds) and 3 verdicts of two clips
-    assert len(page.all("video")) == 6 * 5 + 3 * 2
+    # 6 prompts × (real, base, 3 rounds), the player, and 3 rounds of 60 verdicts of two clips
+    assert len(page.all("video")) == 6 * 5 + 2 + 3 * 60 * 2
     assert "nan" not in page.text.lower().split()
 
 
-def test_clips_travel_inside_and_nothing_comes_from_elsewhere(run: Path) -> None:
-    page = Page(write_report(run))
+def test_clips_travel_inside_and_nothing_comes_from_elsewhere(run: Path, complete: Page) -> None:
+    page = complete
     for _, attributes in page.elements:
         for key in ("src", "href", "poster", "srcset", "action"):
             value = attributes.get(key) or "#"
             assert value.startswith(("#", "data:video/mp4;base64,")), value[:80]
     assert not re.search(r"url\(|@import|https?://", page.source)
     stored = {hashlib.sha256(path.read_bytes()).digest() for path in run.rglob("*.mp4")}
-    shown = [base64.b64decode((video["src"] or "").partition(",")[2]) for video in page.all("video")]
-    assert all(hashlib.sha256(clip).digest() in stored for clip in shown)
+    carried = [base64.b64decode((v["src"] or "").partition(",")[2]) for v in page.all("video") if "src" in v]
+    blocks = re.findall(r'<script type="text/plain" id="clip-c\d+">(.*?)</script>', page.source)
+    shown = [hashlib.sha256(clip).digest() for clip in [*carried, *map(base64.b64decode, blocks)]]
+    assert blocks and carried and set(shown) <= stored
+    assert len(shown) == len(set(shown)), "a clip lies in the page twice"
 
 
-def test_only_our_own_script_may_run(run: Path) -> None:
-    page = Page(write_report(run))
+def test_every_clip_that_a_video_or_the_player_names_is_there(complete: Page) -> None:
+    page = complete
+    there = {v["data-clip"] for v in page.all("video") if "src" in v}
+    there |= {(s["id"] or "").removeprefix("clip-") for s in page.all("script") if "id" in s}
+    named = {v["data-clip"] for v in page.all("video") if "data-clip" in v}
+    told = json.loads(page.block("player-data"))
+    named |= {name for cell in told["cells"] for name in cell["clips"].values()}
+    assert named <= there and len(told["cells"]) == 7
+    assert (
+        told["before"] == "0" and told["after"] == "3" and list(told["sides"]) == ["0", "1", "2", "3", "real"]
+    )
+    assert told["cells"][0]["marks"]["3"].keys() >= {"oracle_total", "flicker"}
+
+
+def test_only_our_own_script_may_run(complete: Page) -> None:
+    page = complete
     policy = next(m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy")
     script = re.findall(r"<script>(.*?)</script>", page.source, flags=re.DOTALL)
-    assert len(script) == 1 and len(page.all("script")) == 1
+    assert len(script) == 1 and len(page.running()) == 1
+    assert {s["type"] for s in page.all("script") if "type" in s} == {"text/plain", "application/json"}
     digest = base64.b64encode(hashlib.sha256(script[0].encode()).digest()).decode()
     assert policy is not None and f"script-src 'sha256-{digest}'" in policy and "default-src 'none'" in policy
 
 
-def test_a_changing_judge_is_labelled(run: Path) -> None:
-    cards = re.findall(r'<figure class="card.*?</figure>', write_report(run).read_text(), flags=re.DOTALL)
+def test_a_changing_judge_is_labelled(complete: Page) -> None:
+    cards = re.findall(r'<figure class="card.*?</figure>', complete.source, flags=re.DOTALL)
     labelled = {
         re.findall(r'class="title">([^<]*)', card)[0] for card in cards if "judge changes every round" in card
     }
+    # not those of the held-out judge, whatever its name
     assert labelled == {"Win rate against base", "Win rate against previous", "Fool rate"}
 
 
@@ -153,8 +183,8 @@ def test_clips_that_could_not_be_used_are_counted_and_named(small: Path) -> None
     assert "<b>19.mp4" in text and "<b>20.mp4" not in text and "5 more" in text
 
 
-def test_categories_have_a_table_where_there_are_two(run: Path, small: Path) -> None:
-    page = Page(write_report(run))
+def test_categories_have_a_table_where_there_are_two(complete: Page, small: Path) -> None:
+    page = complete
     text = page.text[page.text.index("Means over the prompts of one category") :]
     assert "ring" in text and "square" in text and "oracle total" in text
     metrics = small / "round-000" / "evaluate" / "metrics.parquet"
@@ -176,8 +206,10 @@ def test_overlapping_intervals_are_no_rise(small: Path) -> None:
 
 def test_markup_in_captions_and_reasoning_is_text(tmp_path: Path) -> None:
     page = Page(write_report(fabricate(tmp_path, rounds=1, num_prompts=2, markup=HOSTILE)))
-    assert len(page.all("script")) == 1 and page.all("img") == []
+    assert len(page.running()) == 1 and page.all("img") == []
     assert page.text.count(HOSTILE) >= 6  # prompts, reasonings, the gate's reason, campaign.yaml
+    assert HOSTILE in json.loads(page.block("player-data"))["cells"][0]["prompt"]
+    assert any(HOSTILE in (card["data-fate"] or "") for card in page.all("article"))  # a reason for a drop
     assert not any(key.startswith("on") for _, attributes in page.elements for key in attributes)
 
 
@@ -187,7 +219,7 @@ def test_lost_and_oversized_clips_are_counted(small: Path) -> None:
     page = Page(write_report(small))
     assert "file is gone" in page.text and "clip files are gone, the first is" in page.text
     page = Page(write_report(small, clip_budget=1000))
-    assert "left out for size" in page.text and page.all("video") == []
+    assert "left out for size" in page.text and [v for v in page.all("video") if "data-clip" in v] == []
 
 
 def test_bad_runs_are_named(tmp_path: Path, small: Path) -> None:
@@ -210,7 +242,7 @@ def test_the_report_needs_no_torch(small: Path) -> None:
         "heavy = {'torch', 'transformers', 'diffusers', 'pandas', 'sklearn'} & set(sys.modules);"
         "assert not heavy, heavy"
     )
-    subprocess.run([sys.executable, "-c", code, str(small)], check=True, timeout=60, cwd=ROOT)
+    subprocess.run([sys.executable, "-c", code, str(small)], check=True, timeout=180, cwd=ROOT)
 
 
 def test_charts_wear_the_colours_of_the_page_and_tell_their_points() -> None:
@@ -228,6 +260,69 @@ def test_charts_wear_the_colours_of_the_page_and_tell_their_points() -> None:
     assert "<title>0.5 to 1: 3 of 5, b</title>" in bars and "var(--orange)" in bars
 
 
+def test_a_data_block_cannot_be_left() -> None:
+    text = "</script><!--<script>\"'&\u2028"
+    block = data_block("x", {text: [text]})
+    assert block.count("<") == 2 and json.loads(block[block.index(">") + 1 : block.rindex("<")]) == {
+        text: [text]
+    }
+
+
+def test_unknown_metrics_are_grouped_by_their_first_word(complete: Page) -> None:
+    page = complete
+    charts = page.source[page.source.index('id="curves"') :]
+    groups = re.findall(
+        r'<div class="group"><h3>([^<]*)</h3>(.*?)(?=<div class="group">|</section>)', charts, re.DOTALL
+    )
+    titles = {name: re.findall(r'class="title">([^<]*)', body) for name, body in groups}
+    assert titles["Update measures"] == ["Update implicit accuracy", "Update margin"]
+    assert titles["Other measures"] == ["Novelty"]
+    assert titles["Held-out judge"] == ["Win rate against base", "Win rate against previous"]
+    # begins like a measure of real clips, but there is no generated_auc that it would belong to
+    assert {"Real told from made", "Subject drift"} <= set(titles["Motion and drift"])
+
+
+def test_alarms_of_a_gate_are_shown_with_what_follows(complete: Page) -> None:
+    text = complete.text
+    assert (
+        "judge up motion down" in text and "the training judge rose by 0.03 while motion fell by 0.09" in text
+    )
+    assert "permanence fell by 0.19; then: refresh pairs" in text
+    assert '{"num_prompts": 96, "detects": 0.08}' in text  # power, as it stands
+
+
+def test_time_lost_and_money_are_told_apart(small: Path) -> None:
+    text = Page(write_report(small)).text
+    assert "stopped or failed attempts" not in text and "cost at" not in text
+    assert "votes asked" in text and "480" in text
+    store = Store(small)
+    store.event("stage_started", round=1, stage="update", log="")  # killed
+    store.event("stage_started", round=1, stage="update", log="")
+    store.event("stage_stopped", round=1, stage="update", seconds=90.0)
+    text = Page(write_report(small, price_per_hour=36.0)).text
+    assert "stopped or failed attempts" in text and "1 min 30 s" in text
+    assert "Attempts that were killed, which leaves no time of theirs: 1." in text
+    assert "cost at 36.00 an hour" in text and "0.90" in text  # 90 s
+
+
+def test_the_state_of_the_code_is_shown(small: Path) -> None:
+    assert "588b76c0d1e2 with changes" in Page(write_report(small)).text
+    events = (small / "events.jsonl").read_text()
+    (small / "events.jsonl").write_text(events.replace('"git"', '"older"'))
+    text = Page(write_report(small)).text
+    assert "588b76c0d1e2" not in text and "unknown" in text
+
+
+def test_without_scripts_what_needs_one_is_hidden(complete: Page) -> None:
+    page = complete
+    for name in ("player", "switches", "filters", "pager"):
+        [found] = [a for _, a in page.elements if a.get("id") == name]
+        assert "hidden" in found, name
+    before_the_template = page.source[: page.source.index("<template")]
+    assert before_the_template.count("<article") == 6 and page.source.count("<article") == 180
+    assert all("controls" in v and v["preload"] == "none" for v in page.all("video") if "src" in v)
+
+
 def test_numbers_and_markup() -> None:
     assert [number(v) for v in (0, 0.0624, 0.41, -0.5, 1, 66.66, 12345, 0.00001)] == [
         *("0.00", "0.062", "0.41", "−0.50", "1.00", "66.7", "12,345", "1.0e−05")
@@ -236,84 +331,3 @@ def test_numbers_and_markup() -> None:
     assert (
         element("p", "<b>", Html("<i></i>"), _class='"x"') == '<p class="&quot;x&quot;">&lt;b&gt;<i></i></p>'
     )
-
-
-@pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason="needs chromium and chromedriver on the PATH")
-def test_a_browser_plays_it(tmp_path: Path) -> None:
-    report = write_report(fabricate(tmp_path, rounds=1, num_prompts=3, markup=HOSTILE))
-    with _browser(tmp_path / "profile") as browser:
-        browser("POST", "/url", url=report.as_uri())
-        places = (
-            "return [...document.querySelectorAll('.watch video')].map(v => [v.readyState, v.currentTime])"
-        )
-        _wait(lambda: all(ready >= 2 for ready, _ in _execute(browser, places)))
-        before = _execute(browser, places)
-        _wait(lambda: all(b[1] != a[1] for a, b in zip(before, _execute(browser, places), strict=True)))
-        assert len(before) == 6 * 3  # 3 prompts at 2 seeds; real, base, round 1
-        _execute(browser, "document.querySelector('.play').click()")
-        assert _execute(browser, "return [...document.querySelectorAll('.watch video')].every(v => v.paused)")
-        scrub = (
-            "const s = document.querySelector('.scrub'); s.value = 500; s.dispatchEvent(new Event('input'))"
-        )
-        _execute(browser, scrub)
-        # half of 17 frames at 8 a second; paused clips show the same moment
-        _wait(lambda: all(0.9 < t < 1.2 for _, t in _execute(browser, places)))
-        assert _execute(browser, "return window.caught === undefined")
-        assert _execute(browser, "return document.documentElement.scrollWidth <= innerWidth")
-        assert browser("POST", "/se/log", type="browser") == []
-
-
-@contextmanager
-def _browser(profile: Path) -> Iterator[Any]:
-    """Headless Chromium behind chromedriver: a function of method, path and the fields of the body."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    driver = subprocess.Popen([str(CHROMEDRIVER), f"--port={port}"], stdout=subprocess.DEVNULL)
-
-    def send(method: str, path: str, **body: Any) -> Any:
-        data = json.dumps(body).encode() if method == "POST" else None
-        request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, method=method)
-        with urllib.request.urlopen(request, timeout=60) as reply:
-            return json.load(reply)["value"]
-
-    flags = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-sync",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--window-size=700,1600",
-        f"--user-data-dir={profile}",
-    ]
-    options = {
-        "goog:chromeOptions": {"binary": CHROMIUM, "args": flags},
-        "goog:loggingPrefs": {"browser": "ALL"},
-    }
-    try:
-        _wait(lambda: _answers(port))
-        session = send("POST", "/session", capabilities={"alwaysMatch": options})["sessionId"]
-        yield lambda method, path, **body: send(method, f"/session/{session}{path}", **body)
-        send("DELETE", f"/session/{session}")
-    finally:
-        driver.terminate()
-        driver.wait(10)
-
-
-def _execute(browser: Any, script: str) -> Any:
-    return browser("POST", "/execute/sync", script=script, args=[])
-
-
-def _answers(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def _wait(condition: Any, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)

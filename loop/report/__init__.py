@@ -11,28 +11,35 @@ from importlib.resources import files
 from pathlib import Path
 
 from loop.pruned import pruned_in
-from loop.report import judged, sections
+from loop.report import sections
 from loop.report.collect import Run, read_run
 from loop.report.curves import curves
 from loop.report.embed import DEFAULT_BUDGET, Clips
-from loop.report.markup import Html, element, join
+from loop.report.gates import decisions
+from loop.report.judged import judge_statistics
+from loop.report.markup import Html, element
+from loop.report.spent import spent
+from loop.report.verdicts import verdicts
 from loop.report.watch import watch
 
 __all__ = ["shown_clips", "write_report"]
 
+SCRIPTS = ("playback.js", "player.js", "curves.js", "verdicts.js")  # one script of the page, in this order
 
-def write_report(run: Path, clip_budget: int = DEFAULT_BUDGET) -> Path:
+
+def write_report(run: Path, clip_budget: int = DEFAULT_BUDGET, price_per_hour: float | None = None) -> Path:
     """Writes run/report.html in one rename and returns its path.
 
     Works for a run of any age: a stage that is not committed yet leaves its section out.
-    clip_budget: bytes of mp4 files that may travel inside the page; rows of clips beyond it are left out.
+    clip_budget: bytes of mp4 files that may travel inside the page; clips beyond it are left out.
+    price_per_hour: of all machines together; without it no cost in money is shown.
     Raises UserError naming the file if `run` is no run directory or a committed table cannot be read.
     """
-    page = _page(read_run(run), Clips(clip_budget))
+    page = _page(read_run(run), Clips(clip_budget), price_per_hour)
     target = run / "report.html"
     temporary = run / f".report.html.{os.getpid()}"
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
+        with open(temporary, "w", encoding="utf-8", errors="replace") as file:
             file.write(page)
             file.flush()
             os.fsync(file.fileno())
@@ -45,28 +52,29 @@ def write_report(run: Path, clip_budget: int = DEFAULT_BUDGET) -> Path:
 def shown_clips(run: Path) -> list[Path]:
     """The clip files that a report of the run as it stands would hold."""
     clips = Clips()
-    _page(read_run(run), clips)
+    _page(read_run(run), clips, None)
     return clips.shown
 
 
-def _page(run: Run, clips: Clips) -> str:
-    style, script = _asset("style.css"), _asset("app.js")
+def _page(run: Run, clips: Clips, price_per_hour: float | None) -> str:
+    style, script = _asset("style.css"), "\n".join(map(_asset, SCRIPTS))
     # only our own script runs and nothing is fetched, whatever a caption may hold
     trusted = b64encode(sha256(script.encode()).digest()).decode()
     policy = (
         "default-src 'none'; style-src 'unsafe-inline'; media-src data:; img-src data:; "
-        f"script-src 'sha256-{trusted}'"
+        f"script-src 'sha256-{trusted}'; base-uri 'none'; form-action 'none'"
     )
     made: list[tuple[str, str, Html]] = []
     parts: tuple[tuple[str, str, Callable[[Run], Html | None]], ...] = (
         ("clips", "Clips", partial(watch, clips=clips)),
         ("curves", "Curves", curves),
         ("categories", "Categories", sections.categories),
-        ("gates", "Gates", sections.decisions),
-        ("judge", "Judge", partial(_judge, clips=clips)),
+        ("gates", "Gates", decisions),
+        ("verdicts", "Verdicts", partial(verdicts, clips=clips)),
+        ("judge", "Judge", judge_statistics),
         ("pairs", "Pairs", sections.pairs),
         ("data", "Data", sections.data),
-        ("time", "Time", sections.time),
+        ("time", "Time", partial(spent, price_per_hour=price_per_hour)),
         ("configuration", "Configuration", sections.configuration),
     )
     for anchor, title, make in parts:
@@ -90,13 +98,8 @@ def _page(run: Run, clips: Clips) -> str:
         "main", sections.header(run), sections.summary(run), navigation, *body, _left_out(run, clips)
     )
     return "<!doctype html>\n" + element(
-        "html", head, element("body", main, element("script", Html(script))), lang="en"
+        "html", head, element("body", main, clips.store(), element("script", Html(script))), lang="en"
     )
-
-
-def _judge(run: Run, clips: Clips) -> Html | None:
-    parts = [part for part in (judged.judge_statistics(run), judged.examples(run, clips)) if part is not None]
-    return join(*parts) if parts else None
 
 
 def _left_out(run: Run, clips: Clips) -> Html | None:

@@ -36,6 +36,7 @@ _SETTINGS: Any = {
     "path.simplify": False,
     "axes.unicode_minus": True,
 }
+_CLASSES = ("point", "bar", "value", "halo", "interval", "back")
 _SVG = "http://www.w3.org/2000/svg"
 _XLINK = "http://www.w3.org/1999/xlink"
 
@@ -76,15 +77,18 @@ def curve(
     reference: float | None = None,
     real: float | None = None,
     large: bool = False,
+    within: Sequence[float] = (),
 ) -> Html:
     """One metric over rounds 0…num_rounds. Rolled-back candidates are hollow and hang off their parent.
 
-    bounds: the y axis; None = from zero (or the lowest value below it) to a round number above the data.
+    bounds: the y axis; None = from zero (or the lowest value below it) to a round number above the data and
+    above the values of `within`, which the page's script may draw into the chart by its data- attributes.
     reference: a value that means "no difference"; real: the same measure on real clips.
     """
     with rc_context(_SETTINGS):
-        figure, axes = _canvas(*((680, 430) if large else (320, 168)), left=36, right=14, top=14, bottom=22)
-        low, high = bounds or _span(points, real)
+        width, height = (680, 430) if large else (320, 168)
+        figure, axes = _canvas(width, height, left=36, right=14, top=14, bottom=22)
+        low, high = bounds or _span(points, [*within, *([] if real is None else [real])])
         ticks = MaxNLocator(nbins=5 if large else 2, steps=[1, 2, 2.5, 4, 5, 10]).tick_values(low, high)
         axes.set_ylim(*(bounds or (ticks[0], ticks[-1])))
         axes.set_yticks([t for t in ticks if bounds is None or low <= t <= high])
@@ -108,7 +112,12 @@ def curve(
             for p in points
         }
         heard = "; ".join(f"{_round_name(p.round)} {number(p.value)}" for p in points)
-        return _page_svg(figure, "curve", f"{title}: {heard}", told)
+        places = {
+            "data-box": f"36 14 {width - 36 - 14} {height - 14 - 22}",  # left, top, width, height of the axes
+            "data-x": "{:g} {:g}".format(*axes.get_xlim()),
+            "data-y": "{:g} {:g}".format(*axes.get_ylim()),
+        }
+        return _page_svg(figure, "curve", f"{title}: {heard}", told, places)
 
 
 def _canvas(
@@ -128,9 +137,9 @@ def _canvas(
     return figure, axes
 
 
-def _span(points: Sequence[Point], real: float | None) -> tuple[float, float]:
+def _span(points: Sequence[Point], others: Sequence[float]) -> tuple[float, float]:
     values = [v for p in points for v in (p.value, p.low, p.high) if v is not None]
-    values += [] if real is None else [real]
+    values += others
     low, high = min([0.0, *values]), max([0.0, *values])
     return (0.0, 1.0) if low == high else (low, high)
 
@@ -153,7 +162,8 @@ def _band(axes: Axes, points: Sequence[Point]) -> None:
     known = [(p.round, p.low, p.high) for p in points if p.low is not None and p.high is not None]
     if len(known) > 1:
         rounds, low, high = zip(*known, strict=True)
-        axes.fill_between(rounds, low, high, color=_COLOURS["colour"], alpha=0.14, linewidth=0)
+        band = axes.fill_between(rounds, low, high, color=_COLOURS["colour"], alpha=0.14, linewidth=0)
+        band.set_gid("interval-band")
 
 
 def _lines(axes: Axes, points: Sequence[Point]) -> None:
@@ -162,10 +172,11 @@ def _lines(axes: Axes, points: Sequence[Point]) -> None:
     for p in points:
         if parent is not None:
             kept = p.kept is not False
-            axes.plot(
+            [line] = axes.plot(
                 [parent.round, p.round], [parent.value, p.value], color=_COLOURS["colour"],
                 linewidth=2 if kept else 1.4, linestyle="-" if kept else (0, (3, 4)), solid_capstyle="round",
             )  # fmt: skip
+            line.set_gid(None if kept else f"back-line-{p.round}")
         if p.kept is not False:
             parent = p
 
@@ -173,22 +184,24 @@ def _lines(axes: Axes, points: Sequence[Point]) -> None:
 def _mark(axes: Axes, p: Point, large: bool, with_value: bool, last: bool) -> str:
     """A point, with its interval where nothing else shows it; returns the id of what can be pointed at."""
     hollow, colour = p.kept is False, _COLOURS["colour"]
+    name = f"back-{p.round}" if hollow else str(p.round)
     if p.low is not None and p.high is not None and (hollow or large):
-        axes.vlines(p.round, p.low, p.high, color=colour, linewidth=1.2, alpha=0.55)
+        bar = axes.vlines(p.round, p.low, p.high, color=colour, linewidth=1.2, alpha=0.55)
+        bar.set_gid(f"interval-{name}")
     [dot] = axes.plot(
         [p.round], [p.value], marker="o", markersize=9 if large else 6.4, markeredgewidth=1.5,
         color=_COLOURS["card"] if hollow else colour,
         markeredgecolor=colour if hollow else _COLOURS["card"], clip_on=False, zorder=5,
     )  # fmt: skip
-    dot.set_gid(f"point-{p.round}")
+    dot.set_gid(f"point-{name}")
     if with_value:
         side = "left" if p.round == 0 else "right" if last else "center"
         text = axes.annotate(
             number(p.value), (p.round, p.value), (8 if side == "left" else -8 if last else 0, 10),
             textcoords="offset points", ha=side, color=_COLOURS["ink"], fontsize=13, zorder=6,
         )  # fmt: skip
-        text.set_gid(f"value-{p.round}")
-    return f"point-{p.round}"
+        text.set_gid(f"value-{name}")
+    return f"point-{name}"
 
 
 def _tell(p: Point) -> str:
@@ -230,8 +243,13 @@ def _round_name(r: int) -> str:
     return "base" if r == 0 else f"round {r}"
 
 
-def _page_svg(figure: Figure, kind: str, label: str, told: Mapping[str, str]) -> Html:
-    """The figure as an element of the page: its colours and font, tooltips, no ids that others could have."""
+def _page_svg(
+    figure: Figure, kind: str, label: str, told: Mapping[str, str], places: Mapping[str, str] | None = None
+) -> Html:
+    """The figure as an element of the page: its colours and font, tooltips, no ids that others could have.
+
+    What style.css and the script treat apart has a class of _CLASSES, by the words of its gid.
+    """
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     ElementTree.register_namespace("", _SVG)
@@ -245,7 +263,7 @@ def _page_svg(figure: Figure, kind: str, label: str, told: Mapping[str, str]) ->
                 parent.remove(child)
     for name in ("width", "height", "version"):
         root.attrib.pop(name, None)
-    root.attrib.update({"class": kind, "role": "img", "aria-label": label})
+    root.attrib.update({"class": kind, "role": "img", "aria-label": label, **(places or {})})
     used = {v.lstrip("#") for e in root.iter() for k, v in e.attrib.items() if k.endswith("href")}
     for parent in root.iter():
         name = parent.attrib.get("id", "")
@@ -253,9 +271,8 @@ def _page_svg(figure: Figure, kind: str, label: str, told: Mapping[str, str]) ->
             tooltip = ElementTree.Element(f"{{{_SVG}}}title")
             tooltip.text = told[name]
             parent.insert(0, tooltip)
-            parent.set("class", "pointed")
-        elif name.startswith(("halo-", "value-")):
-            parent.set("class", name.partition("-")[0])
+        if kinds := [word for word in name.split("-") if word in _CLASSES]:
+            parent.set("class", " ".join(kinds))
         if name and name not in used:
             del parent.attrib["id"]
     text = ElementTree.tostring(root, encoding="unicode")

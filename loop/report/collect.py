@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 from loop.curves import read_curves
 from loop.errors import UserError
@@ -17,7 +17,9 @@ from loop.store import MANIFEST, Store
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
+T = TypeVar("T")
 Row = dict[str, Any]
 
 
@@ -80,6 +82,13 @@ class Run:
         """The same as an Arrow table, for counting without a Python object per row."""
         folder = self.artefact(number, stage)
         return _read_parquet(folder / file, columns) if folder and (folder / file).is_file() else None
+
+    def num_rows(self, number: int, stage: str, file: str) -> int | None:
+        """Rows of a parquet table, from its metadata alone; None where there is no such table."""
+        folder = self.artefact(number, stage)
+        if folder is None or not (folder / file).is_file():
+            return None
+        return _with_parquet(folder / file, lambda opened: opened.metadata.num_rows)
 
     def kept(self, number: int) -> bool | None:
         """Whether the round's generator was kept; the base is, an undecided round is None."""
@@ -182,14 +191,21 @@ def _read_json(path: Path, kind: type = dict) -> Any:
 
 
 def _read_parquet(path: Path, columns: Sequence[str] | None) -> pa.Table:
+    def read(file: pq.ParquetFile) -> pa.Table:
+        names = file.schema_arrow.names
+        return file.read(columns=None if columns is None else [c for c in columns if c in names])
+
+    return _with_parquet(path, read)
+
+
+def _with_parquet(path: Path, use: Callable[[pq.ParquetFile], T]) -> T:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         # ParquetFile reads this file alone; read_table would take the folder's names for partitions
         with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            return file.read(columns=None if columns is None else [c for c in columns if c in names])
+            return use(file)
     except (OSError, pa.ArrowException) as error:
         raise UserError(
             f"{path}: not readable as parquet ({error}); restore the file or redo its stage"

@@ -3,175 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from loop.report.charts import Point, curve, interval, number
 from loop.report.collect import Row, Run, is_number
+from loop.report.known_metrics import BY_NAME, GROUPS, HELD_OUT, REAL, Group, Metric
 from loop.report.markup import Html, element, join
-
-UNIT = (0.0, 1.0)
-# a judge that stays the same for the whole campaign is named so in the metrics' judge column
-FROZEN_JUDGE = ("frozen", "held")
-HELD_OUT = "held_out_"  # or in the metric's
-TRAINING = "training judge"
-REAL = "real_"  # before a metric's name: the same measure on the held-out real clips
-
-
-@dataclass(frozen=True)
-class Metric:
-    name: str
-    title: str
-    better: str  # "higher", "lower" or "" where neither is
-    bounds: tuple[float, float] | None = None
-    reference: float | None = None
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Group:
-    title: str
-    lead: str
-    metrics: tuple[Metric, ...]
-    colour: int
-    about_judge: bool = False  # then a rolled-back generator says nothing about the point
-
-
-GROUPS = (
-    Group(
-        "Oracle",
-        "Measured from pixels on held-out prompts. It scores the rounds and trains nothing.",
-        (
-            Metric("oracle_total", "Oracle total", "higher", note="all five parts must be right at once"),
-            Metric("oracle_colour", "Colour", "higher", UNIT),
-            Metric("oracle_shape", "Shape", "higher", UNIT),
-            Metric("oracle_direction", "Direction", "higher", UNIT),
-            Metric("oracle_smoothness", "Smoothness", "higher", UNIT),
-            Metric("oracle_permanence", "Permanence", "higher", UNIT),
-        ),
-        colour=1,
-    ),
-    Group(
-        "Preference",
-        "Win rates count ties half; one half means no difference.",
-        (
-            Metric("win_rate_vs_base", "Win rate against base", "higher", UNIT, 0.5),
-            Metric("win_rate_vs_previous", "Win rate against previous", "higher", UNIT, 0.5),
-            Metric(
-                "held_out_win_rate_vs_base", "Win rate against base", "higher", UNIT, 0.5, "held-out judge"
-            ),
-            Metric(
-                "held_out_win_rate_vs_previous",
-                "Win rate against previous",
-                "higher",
-                UNIT,
-                0.5,
-                "held-out judge",
-            ),
-            Metric("fool_rate", "Fool rate", "higher", UNIT, 0.5, "takes preferred to a real clip"),
-        ),
-        colour=2,
-    ),
-    Group(
-        "Motion and drift",
-        "Optical flow of the clips, and how far the policy’s predictions have moved from the base’s.",
-        (
-            Metric("motion_magnitude", "Motion magnitude", "", note="share of the diagonal a frame"),
-            Metric("motion_smoothness", "Motion smoothness", "higher"),
-            Metric("flicker", "Flicker", "lower"),
-            Metric("subject_drift", "Subject drift", "lower", UNIT, None, "change of the subject’s colours"),
-            Metric(
-                "two_sample_auc",
-                "Takes told from real clips",
-                "lower",
-                UNIT,
-                0.5,
-                "by a line on pixel features; ½ cannot, 1 always",
-            ),
-            Metric(
-                "drift_from_base",
-                "Drift from the base",
-                "lower",
-                note="mean squared difference of predictions",
-            ),
-            Metric(
-                "probe_auc_pixels",
-                "Line between real and made, pixels",
-                "",
-                UNIT,
-                0.5,
-                "how well coarse statistics tell anchors from takes",
-            ),
-            Metric(
-                "probe_auc_latents",
-                "Line between real and made, latents",
-                "",
-                UNIT,
-                0.5,
-                "near 1 while takes look right: look for a leak",
-            ),
-        ),
-        colour=3,
-    ),
-    Group(
-        "Judge",
-        "How good the judge itself is, on questions whose answer is known or measured.",
-        (
-            Metric("judge_accuracy", "Accuracy on known answers", "higher", UNIT, 0.5),
-            Metric(
-                "judge_flip_rate",
-                "Flip rate",
-                "lower",
-                UNIT,
-                None,
-                "answers that change with the order shown",
-            ),
-            Metric("judge_oracle_agreement", "Agreement with the oracle", "higher", UNIT, 0.5),
-            Metric(
-                "judge_oracle_agreement_vs_base", "Agreement with the oracle", "higher", UNIT, 0.5, "vs base"
-            ),
-            Metric(
-                "judge_oracle_agreement_vs_previous",
-                "Agreement with the oracle",
-                "higher",
-                UNIT,
-                0.5,
-                "vs previous",
-            ),
-            *(
-                Metric(
-                    f"pair_precision_{source}",
-                    f"Pair precision, {source}",
-                    "higher",
-                    UNIT,
-                    0.5,
-                    "kept pairs whose winner the oracle prefers",
-                )
-                for source in ("fresh", "guided")
-            ),
-        ),
-        colour=4,
-        about_judge=True,
-    ),
-)
+from loop.report.switches import TRAINING, Card, Lines, category_lines, key_of, measured_by, switches
 
 
 def curves(run: Run) -> Html | None:
-    """Every metric found, in the groups above; names that no group knows come last."""
+    """Every metric found, in the groups above; names that no group knows come last, by their first word."""
     rows = run.metrics
     if not rows:
         return None
-    reals = {row["metric"]: float(row["value"]) for row in rows if row["metric"].startswith(REAL)}
-    known = {metric.name for group in GROUPS for metric in group.metrics}
-    strangers = sorted({row["metric"] for row in rows} - known - set(reals))
-    others = Group(
-        "Other", "", tuple(Metric(name, name.replace("_", " "), "") for name in strangers), colour=5
-    )
+    names = {row["metric"] for row in rows}
+    # a name that only begins so is a metric of its own: it has no counterpart of takes
+    reals = {
+        row["metric"]: float(row["value"])
+        for row in rows
+        if row["metric"].startswith(REAL) and row["metric"].removeprefix(REAL) in names
+    }
+    groups = (*GROUPS, *_strangers(sorted(names - set(BY_NAME) - set(reals))))
     told = "Bands and bars are 95 % intervals. The bold number belongs to the last round kept."
     if any(row["kept"] is False for row in rows):
         told += " A hollow point is a candidate that was rolled back."
+    of_categories = category_lines(run)
+    cards = {group.title: _cards(run, group, rows, reals, of_categories) for group in groups}
     return join(
-        element("p", told, _class="lead"), *(_group(run, group, rows, reals) for group in (*GROUPS, others))
+        element("p", told, _class="lead"),
+        switches({title: made for title, made in cards.items() if made}, rows, of_categories),
+        *(_group(group, cards[group.title]) for group in groups if cards[group.title]),
+        element("p", "No chart is chosen.", _class="lead nothing", hidden=True),
     )
+
+
+def _strangers(names: Sequence[str]) -> list[Group]:
+    """Metrics that this file does not know: a group for each first word that at least two of them share."""
+    by_word: dict[str, list[str]] = {}
+    for name in names:
+        word = HELD_OUT if name.startswith(HELD_OUT) else name.partition("_")[0]
+        by_word.setdefault(word, []).append(name)
+    groups = [_generic(word, found) for word, found in by_word.items() if len(found) > 1]
+    alone = [found[0] for found in by_word.values() if len(found) == 1]
+    return groups + ([_generic("other", alone)] if alone else [])
+
+
+def _generic(word: str, names: Sequence[str]) -> Group:
+    metrics = tuple(Metric(name, _plain(name).capitalize(), "") for name in names)
+    return Group(f"{_plain(word).capitalize()} measures", "", metrics, colour=5)
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def points_of(rows: Sequence[Row], about_judge: bool = False) -> list[Point]:
@@ -189,49 +72,49 @@ def points_of(rows: Sequence[Row], about_judge: bool = False) -> list[Point]:
     ]
 
 
-def _group(run: Run, group: Group, rows: Sequence[Row], reals: Mapping[str, float]) -> Html | None:
-    cards: list[Html] = []
+def _cards(
+    run: Run, group: Group, rows: Sequence[Row], reals: Mapping[str, float], of_categories: Lines
+) -> list[Card]:
+    cards: list[Card] = []
     for metric in group.metrics:
         lines: dict[tuple[str, str], list[Row]] = {}
         for row in rows:
             if row["metric"] == metric.name:
-                lines.setdefault((row.get("part") or "", _measured_by(row)), []).append(row)
+                lines.setdefault((row.get("part") or "", measured_by(row)), []).append(row)
         several = len({part for part, _ in lines}) > 1
-        cards += [
-            _card(
-                run,
-                group,
-                metric,
-                line,
-                judge,
-                f"{part} part" if several else "",
-                reals.get(REAL + metric.name),
+        for (part, judge), line in sorted(lines.items()):
+            told = f"{part} part" if several else ""
+            key = key_of(line[0])
+            within = [point[1] for points in of_categories.get(key, {}).values() for point in points]
+            html = _card(run, group, metric, line, told, reals.get(REAL + metric.name), within)
+            title = ", ".join(word for word in (metric.title, metric.note, told) if word)
+            cards.append(
+                Card(key, title if len(lines) == 1 else f"{title}, {judge or 'no judge'}", judge, html)
             )
-            for (part, judge), line in sorted(lines.items())
-        ]
-    if not cards:
-        return None
-    lead = element("p", group.lead, _class="lead") if group.lead else None
+    return cards
+
+
+def _group(group: Group, cards: Sequence[Card]) -> Html:
     kind = "charts with-hero" if group.metrics[0].name == "oracle_total" else "charts"
     return element(
         "div",
         element("h3", group.title),
-        lead,
-        element("div", *cards, _class=f"{kind} colour-{group.colour}"),
+        element("p", group.lead, _class="lead") if group.lead else None,
+        element("div", *(card.html for card in cards), _class=f"{kind} colour-{group.colour}"),
         _class="group",
     )
 
 
-def _measured_by(row: Row) -> str:
-    """Empty for no judge, the name of a frozen one, TRAINING for whichever judge was in force then."""
-    judge = str(row.get("judge") or "")
-    frozen = judge.startswith(FROZEN_JUDGE) or str(row["metric"]).startswith(HELD_OUT)
-    return judge if not judge or frozen else TRAINING
-
-
 def _card(
-    run: Run, group: Group, metric: Metric, rows: Sequence[Row], judge: str, part: str, real: float | None
+    run: Run,
+    group: Group,
+    metric: Metric,
+    rows: Sequence[Row],
+    part: str,
+    real: float | None,
+    within: Sequence[float],
 ) -> Html:
+    judge = measured_by(rows[0])
     points = points_of(rows, group.about_judge)
     large = metric.name == "oracle_total"
     # a rolled-back candidate is not what the campaign has now
@@ -257,10 +140,13 @@ def _card(
             reference=metric.reference,
             real=real,
             large=large,
+            within=within,
         ),
         element("p", "judge changes every round", _class="warning", title="measured by the training judge")
         if changes
         else None,
         element("p", f"frozen judge: {judge}", _class="note") if judge and not changes else None,
         _class="card hero" if large else "card",
+        data_key=key_of(rows[0]),
+        data_judge=judge,
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from html import escape
+from typing import Any
 
 _VOID = {"br", "circle", "col", "input", "line", "link", "meta", "path", "polygon", "polyline", "rect"}
 
@@ -36,3 +38,9 @@ def element(tag: str, *children: Child, **attributes: str | int | float | bool |
 def join(*children: Child) -> Html:
     """Children one after another, text escaped."""
     return Html("".join(c if isinstance(c, Html) else escape(str(c)) for c in children if c is not None))
+
+
+def data_block(name: str, value: Any) -> Html:
+    """JSON for the page's script, as an inert block: no text in it can end the block or open a comment."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return element("script", Html(text.replace("<", "\\u003c")), type="application/json", id=name)

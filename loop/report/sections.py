@@ -1,18 +1,17 @@
-"""The remaining sections: header, summary, decisions, pairs, time and configuration."""
+"""The remaining sections: header, summary, categories, pairs, data and configuration."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from datetime import UTC, datetime
 
 from loop.config import PARTS
 from loop.past import ended_by_patience
 from loop.report import tables
 from loop.report.charts import interval, number
 from loop.report.collect import Row, Run, is_number
-from loop.report.judged import gate_interval
 from loop.report.markup import Html, element, join
-from loop.stages import STAGES
 
 _MOST_SKIPS = 20  # lines
 
@@ -36,11 +35,13 @@ def header(run: Run) -> Html:
     facts = [
         ("seed", str(run.config.get("seed", "–"))),
         ("rounds", f"{done} of {wanted}" if wanted is not None else str(done)),
-        ("config", str(run.path / "campaign.yaml")),
     ]
     spent = sum(run.seconds().values())
-    if spent:
-        facts.insert(2, ("time", tables.duration(spent)))
+    facts += [("time", tables.duration(spent))] if spent else []
+    starts = [event for event in run.events if event["event"] == "campaign_started"]
+    if starts:
+        day = datetime.fromtimestamp(starts[0]["time"], UTC)
+        facts += [("begun", f"{day.day} {day:%B %Y}"), ("code", _commit(starts[-1], "code"))]
     return element(
         "header",
         element("p", "retake · campaign report", _class="eyebrow"),
@@ -91,42 +92,6 @@ def summary(run: Run) -> Html:
         f"; real clips score {number(real['value'])}" if real else "",
         "; in brackets, 95\u00a0% intervals." if interval(end.get("low"), end.get("high")) else ".",
         _class="summary",
-    )
-
-
-def decisions(run: Run) -> Html | None:
-    """Both gates of every round, with the reason each of them wrote."""
-    rows = []
-    for r in run.rounds:
-        judge, generator = run.json(r, "judge_gate", "gate.json"), run.json(r, "gate", "gate.json")
-        if judge is not None:
-            rows.append(
-                [
-                    f"round {r}",
-                    "judge",
-                    _verdict(bool(judge.get("use")), "in use", "refused"),
-                    _share(judge.get("accuracy")),
-                    gate_interval(judge),
-                    judge.get("reason") or "",
-                ]
-            )
-        if generator is not None:
-            rows.append(
-                [
-                    f"round {r}",
-                    "generator",
-                    _verdict(bool(generator.get("keep")), "kept", "rolled back"),
-                    _share(generator.get("win_rate")),
-                    gate_interval(generator),
-                    generator.get("reason") or "",
-                ]
-            )
-    if not rows:
-        return None
-    lead = "The judge is measured by its accuracy on held-out known answers, the generator by its win rate."
-    return join(
-        element("p", lead, _class="lead"),
-        tables.plain(("", "gate", "decision", "measured", "95 % interval", "reason"), rows, numeric=(3, 4)),
     )
 
 
@@ -224,22 +189,8 @@ def _learned_without(run: Run, number: int) -> bool:
     return update is not None and update.get("num_pairs") == 0 and "skipped" not in update
 
 
-def time(run: Run) -> Html | None:
-    """Wall time per stage and round."""
-    seconds = run.seconds()
-    if not seconds:
-        return None
-    rounds, ran = sorted({r for r, _ in seconds}), {stage for _, stage in seconds}
-    rows = {
-        stage.replace("_", " "): {r: seconds[r, stage] for r in rounds if (r, stage) in seconds}
-        for stage in STAGES
-        if stage in ran
-    }
-    return tables.over_rounds(rows, rounds, "stage", show=tables.duration, colour=1, total=True)
-
-
 def configuration(run: Run) -> Html:
-    """Exactly what ran: the resolved config, the file as given, and package versions."""
+    """Exactly what ran: the git state, the resolved config, the file as given, and package versions."""
     versions = run.versions()
     blocks = [
         element(
@@ -268,16 +219,27 @@ def configuration(run: Run) -> Html:
         else None,
     ]
     if not any(blocks):
-        return element("p", "Neither resolved.json nor campaign.yaml is in the run directory.", _class="lead")
-    return join(*blocks)
+        blocks = [
+            element("p", "Neither resolved.json nor campaign.yaml is in the run directory.", _class="lead")
+        ]
+    return join(_git(run), *blocks)
 
 
-def _verdict(good: bool, yes: str, no: str) -> Html:
-    return element("span", yes if good else no, _class="mark good" if good else "mark bad")
+def _git(run: Run) -> Html | None:
+    """The commits that each start of the campaign found, each state once."""
+    starts = [event for event in run.events if event["event"] == "campaign_started"]
+    found = list(dict.fromkeys((_commit(start, "code"), _commit(start, "config")) for start in starts))
+    if not found:
+        return None
+    rows = [[code, config] for code, config in found]
+    return tables.plain(("code at commit", "config file at commit"), rows)
 
 
-def _share(value: object) -> str:
-    return number(float(value)) if is_number(value) else "–"
+def _commit(start: Row, what: str) -> str:
+    state = (start.get("git") or {}).get(what)
+    if not state:
+        return "unknown" if what == "code" else "shipped, or not under git"
+    return f"{state['commit'][:12]}{' with changes' if state['dirty'] else ''}"
 
 
 def _overlap(one: Row, other: Row) -> bool:

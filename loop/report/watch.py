@@ -1,9 +1,8 @@
-"""The clips section: the same prompts and seeds, one column a round, beside the real clip if there is one."""
+"""The clips section: a player of two rounds, and a grid of the same prompts and seeds, one column a round."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,66 +10,71 @@ from loop.report.charts import number
 from loop.report.collect import Row, Run, is_number
 from loop.report.embed import Clips
 from loop.report.markup import Html, element
+from loop.report.player import Cell, Shot, player
 
 T = TypeVar("T")
-MOST_ROWS = 6
-MOST_ROUNDS = 6  # columns besides the real clip
-
-
-@dataclass(frozen=True)
-class Shot:
-    """One generated clip of the grid: its file, and the oracle's total where it was measured."""
-
-    file: Path
-    score: float | None
-
-
-@dataclass(frozen=True)
-class GridRow:
-    prompt: str
-    seed: object
-    real: Path | None
-    shots: dict[int, Shot]  # by round
+Key = tuple[str, str, object]  # prompt id, prompt, seed
+MOST_ROWS = 6  # of the grid
+MOST_ROUNDS = 6  # columns of the grid besides the real clip
+MOST_CELLS = 24  # to choose from in the player
+MOST_TO_COMPARE = 12  # rounds in the player
+SHARE = 0.6  # of the page's bytes for clips; the rest is for the verdicts
 
 
 def watch(run: Run, clips: Clips) -> Html | None:
-    """The grid with its controls, or None while nothing has been evaluated."""
+    """The player and the grid with its controls, or None while nothing has been evaluated."""
     rounds = [index for index in run.rounds if run.artefact(index, "evaluate")]
     by_round = {index: _shots(run, index) for index in rounds}
     if not any(by_round.values()):
         return None
     # a comparison needs the same prompt and seed in every round; fresh gate seeds, say, have no counterpart
     shared = set.intersection(*(set(shots) for shots in by_round.values()))
-    cells = sorted(shared or set.union(*(set(shots) for shots in by_round.values())), key=str)
-    columns = _spread(rounds, MOST_ROUNDS)
+    keys = sorted(shared or set.union(*(set(shots) for shots in by_round.values())), key=str)
+    kept = run.last_kept()
+    compared = sorted({*_spread(rounds, MOST_TO_COMPARE), *({kept} & set(rounds))})
     reals = _real_clips(run)
-    chosen: list[GridRow] = []
+    offered = _spread(_one_seed_a_prompt(keys), MOST_CELLS)
+    shown = _spread(offered, MOST_ROWS)
+    cells: dict[Key, Cell] = {}
     planned: list[Path] = []
-    for prompt_id, prompt, seed in _spread(_one_seed_a_prompt(cells), MOST_ROWS):
-        key = (prompt_id, prompt, seed)
-        row = GridRow(
-            prompt, seed, reals.get(prompt), {r: by_round[r][key] for r in columns if key in by_round[r]}
-        )
-        files = [shot.file for shot in row.shots.values()] + ([row.real] if row.real else [])
-        if chosen and not clips.fits(planned + files):
+    for key in [*shown, *(key for key in offered if key not in shown)]:  # cut short, they are still spread
+        _, prompt, seed = key
+        shots = {r: by_round[r][key] for r in compared if key in by_round[r]}
+        cell = Cell(prompt, seed, reals.get(prompt), shots)
+        files = [shot.file for shot in shots.values()] + ([cell.real] if cell.real else [])
+        if cells and not clips.fits(planned + files, SHARE):
             break
-        chosen.append(row)
+        cells[key] = cell
         planned += files
-    with_real = any(row.real for row in chosen)
+    grid = _grid(run, [cells[key] for key in shown if key in cells], _spread(compared, MOST_ROUNDS), clips)
+    chosen = [cells[key] for key in offered if key in cells]
+    note = f"{len(chosen)} of {len(keys)} cells (prompt and seed), evenly spaced, not picked by quality."
+    if len(compared) < len(rounds):
+        note += f" Of {len(rounds)} rounds {len(compared)} can be compared."
+    if any(cell.real for cell in chosen):
+        note += " A real clip has the same caption, not the same start."
+    return element(
+        "div",
+        player(run, chosen, compared, clips),
+        element("h3", "Round by round"),
+        element("div", element("p", note + _scored(chosen), _class="lead"), _controls(), _class="toolbar"),
+        grid,
+        _class="clips",
+    )
+
+
+def _scored(cells: Sequence[Cell]) -> str:
+    scored = any(shot.score is not None for cell in cells for shot in cell.shots.values())
+    return " The number below a clip is its oracle total." if scored else ""
+
+
+def _grid(run: Run, cells: Sequence[Cell], columns: Sequence[int], clips: Clips) -> Html:
+    with_real = any(cell.real for cell in cells)
     heads = [element("div", _class="corner")]
     heads += [element("div", "real clip", _class="head")] if with_real else []
     heads += [_head(run, r) for r in columns]
-    body = [child for row in chosen for child in _cells(row, columns, with_real, clips)]
-    note = f"{len(chosen)} of {len(cells)} cells (prompt and seed), evenly spaced, not picked by quality."
-    if any(shot.score is not None for row in chosen for shot in row.shots.values()):
-        note += " The number below a clip is its oracle total."
-    if with_real:
-        note += " The real clip has the same caption, not the same start."
-    return element(
-        "div",
-        element("div", element("p", note, _class="lead"), _controls(), _class="toolbar"),
-        element("div", *heads, *body, _class="watch", style=f"--columns:{len(columns) + with_real}"),
-    )
+    body = [child for cell in cells for child in _cells(cell, columns, with_real, clips)]
+    return element("div", *heads, *body, _class="watch", style=f"--columns:{len(columns) + with_real}")
 
 
 def _head(run: Run, index: int) -> Html:
@@ -83,7 +87,7 @@ def _head(run: Run, index: int) -> Html:
     )
 
 
-def _cells(row: GridRow, columns: Sequence[int], with_real: bool, clips: Clips) -> list[Html]:
+def _cells(row: Cell, columns: Sequence[int], with_real: bool, clips: Clips) -> list[Html]:
     out = [
         element(
             "div",
@@ -135,19 +139,20 @@ def _controls() -> Html:
     )
 
 
-def _shots(run: Run, index: int) -> dict[tuple[str, str, object], Shot]:
-    """This round's evaluation takes by (prompt id, prompt, seed)."""
+def _shots(run: Run, index: int) -> dict[Key, Shot]:
+    """This round's evaluation takes by prompt and seed, with what was measured of each."""
     folder = run.artefact(index, "evaluate")
     if folder is None:
         return {}
-    scores = {
-        row.get("take_id"): row.get("oracle_total")
-        for row in run.table(index, "evaluate", "scores.parquet", ("take_id", "oracle_total"))
+    marks = {
+        row["take_id"]: {name: float(value) for name, value in row.items() if is_number(value)}
+        for row in run.table(index, "evaluate", "scores.parquet")
+        if "take_id" in row
     }
     takes = run.table(index, "evaluate", "takes.parquet", ("take_id", "prompt_id", "prompt", "file", "seed"))
     return {
         (str(take["prompt_id"]), str(take["prompt"]), take["seed"]): Shot(
-            folder / take["file"], score if is_number(score := scores.get(take["take_id"])) else None
+            folder / take["file"], marks.get(take["take_id"], {})
         )
         for take in takes
     }
@@ -161,9 +166,9 @@ def _real_clips(run: Run) -> dict[str, Path]:
     return {row["caption"]: folder / row["file"] for row in anchors} if folder else {}
 
 
-def _one_seed_a_prompt(cells: Sequence[tuple[str, str, object]]) -> list[tuple[str, str, object]]:
+def _one_seed_a_prompt(cells: Sequence[Key]) -> list[Key]:
     """A cell per prompt, and all cells only where the prompts alone would leave rows free."""
-    first: dict[str, tuple[str, str, object]] = {}
+    first: dict[str, Key] = {}
     for cell in cells:
         first.setdefault(cell[1], cell)
     return list(first.values()) if len(first) >= MOST_ROWS else list(cells)

@@ -14,7 +14,7 @@ from loop.config import CampaignConfig
 from loop.stages import StageContext, derive_seed
 from loop.steps.common import read_table, verdicts_of, write_json, write_table
 from loop.steps.given_pairs import Given, human_preferences, real_winners
-from loop.steps.preference import DROPS, PAIRS, Preference, worth_of
+from loop.steps.preference import DROPPED, DROPS, PAIRS, Drops, Preference, worth_of
 from reward.certainty import least_certainties, why_not_confident
 from reward.config import CertaintyConfig
 
@@ -33,7 +33,7 @@ def read_verdicts(ctx: StageContext) -> list[dict[str, Any]]:
 def write_preferences(
     ctx: StageContext, verdicts: list[dict[str, Any]], takes: dict[str, dict[str, Any]]
 ) -> None:
-    """pairs.parquet, drops.parquet and metrics.json of a round."""
+    """pairs.parquet, drops.parquet with dropped.parquet, and metrics.json of a round."""
     latent_segments = json.loads((ctx.inputs["prepare"] / "clip.json").read_text())["latent_segments"]
     preferences, drops = make_preferences(
         verdicts, takes, latent_segments, ctx.config, ctx.seed, Given.read(ctx)
@@ -42,6 +42,7 @@ def write_preferences(
     write_table(ctx.out / "pairs.parquet", rows, PAIRS)
     counted = [{"source": s, "reason": r, "count": n} for (s, r), n in sorted(drops.items())]
     write_table(ctx.out / "drops.parquet", counted, DROPS)
+    write_table(ctx.out / "dropped.parquet", drops.rows, DROPPED)
     kept = Counter(p.source for p in preferences)
     write_json(ctx.out / "metrics.json", {"kept": dict(sorted(kept.items())), "dropped": sum(drops.values())})
 
@@ -53,12 +54,12 @@ def make_preferences(
     config: CampaignConfig,
     seed: int,
     given: Given | None = None,
-) -> tuple[list[Preference], Counter[tuple[str, str]]]:
+) -> tuple[list[Preference], Drops]:
     """All preferences of a round, and how many were dropped by (source, reason).
 
     A pair's weight is that of its source, times what its certainty is worth where `pair.weights` says so.
     """
-    drops: Counter[tuple[str, str]] = Counter()
+    drops = Drops()
     given = given or Given()
     found = [
         *_fresh(verdicts, takes, len(latent_segments), config, drops),
@@ -72,20 +73,22 @@ def make_preferences(
         settings = getattr(config.pair.sources, source)
         rows = sorted((p for p in found if p.source == source), key=lambda p: (-p.certainty, p.pair_id))
         most = len(rows) if settings.max is None else settings.max
-        drops[source, "over_the_source_limit"] += len(rows[most:])
+        for p in rows[most:]:
+            drops.clips(source, "over_the_source_limit", p.winner_id, p.loser_id)
         for p in rows[:most]:
             weight = settings.weight * (p.worth if config.pair.weights == "certainty" else 1.0)
             if weight > 0:
                 kept.append(replace(p, weight=weight))
             else:
-                drops[source, "source_switched_off" if settings.weight == 0 else "worth_nothing"] += 1
+                reason = "source_switched_off" if settings.weight == 0 else "worth_nothing"
+                drops.clips(source, reason, p.winner_id, p.loser_id)
     if config.pair.control == "random_labels":
         kept = _random_labels(kept, seed)
-    return kept, +drops
+    return kept, drops
 
 
 def _fresh(
-    verdicts: list[dict], takes: dict, num_latents: int, config: CampaignConfig, drops: Counter
+    verdicts: list[dict], takes: dict, num_latents: int, config: CampaignConfig, drops: Drops
 ) -> Iterator[Preference]:
     by_prompt: dict[str, list[dict]] = defaultdict(list)
     for v in verdicts:
@@ -97,14 +100,17 @@ def _fresh(
         return
     candidates: list[dict] = []
     for asked in by_prompt.values():
-        chosen = asked if config.pair.strategy == "all" else [_best_against_worst(asked)]
-        drops["fresh", "not_best_against_worst"] += len(asked) - len(chosen)
-        candidates += chosen
+        best = None if config.pair.strategy == "all" else _best_against_worst(asked)
+        for v in asked:
+            if best is None or v is best:
+                candidates.append(v)
+            else:
+                drops.verdict("fresh", "not_best_against_worst", v)
     why_not = _why_not(candidates, config.certainty)
     for v in candidates:
         reason = why_not[v["question_id"]]
         if reason:
-            drops["fresh", reason] += 1
+            drops.verdict("fresh", reason, v)
         else:
             yield _of_verdict("fresh", v, takes[v["first_id"]], num_latents)
 
@@ -125,7 +131,7 @@ def _best_against_worst(asked: list[dict]) -> dict:
 
 
 def _ranked(
-    asked: list[dict], takes: dict, num_latents: int, config: CampaignConfig, drops: Counter
+    asked: list[dict], takes: dict, num_latents: int, config: CampaignConfig, drops: Drops
 ) -> Iterator[Preference]:
     """The best `pair.num_ranked` takes of a prompt against its worst, by rank.
 
@@ -140,13 +146,13 @@ def _ranked(
             gap = rank[winner] - rank[loser]
             verdict = own.get(frozenset((winner, loser)))
             if gap <= config.pair.min_rank_gap:
-                drops["fresh", "close_ranks"] += 1
+                drops.clips("fresh", "close_ranks", winner, loser)
             elif (
                 verdict
                 and verdict["score"] != 0.5
                 and (verdict["score"] > 0.5) != (verdict["first_id"] == winner)
             ):
-                drops["fresh", "own_verdict_contradicts"] += 1
+                drops.clips("fresh", "own_verdict_contradicts", winner, loser)
             else:
                 take = takes[winner]
                 question = verdict["question_id"] if verdict else asked[0]["question_id"]
@@ -156,7 +162,7 @@ def _ranked(
 
 
 def _guided(
-    verdicts: list[dict], takes: dict, latent_segments: list[int], config: CampaignConfig, drops: Counter
+    verdicts: list[dict], takes: dict, latent_segments: list[int], config: CampaignConfig, drops: Drops
 ) -> Iterator[Preference]:
     """Pairs of one anchor; each latent frame's sign is its segment's verdict (DenseDPO, section 4.2)."""
     by_pair: dict[tuple[str, str], list[dict]] = defaultdict(list)
@@ -169,7 +175,7 @@ def _guided(
         for v in asked:
             reason = why_not[v["question_id"]]
             if reason:
-                drops["guided", f"segment_{reason}"] += 1
+                drops.verdict("guided", f"segment_{reason}", v)
             else:
                 signs_of[v["segment"]] = (1 if v["score"] > 0.5 else -1) * (1 if v["first_id"] == one else -1)
                 certainties.append(v["certainty"])
@@ -177,7 +183,7 @@ def _guided(
         signs = [signs_of.get(s, 0) for s in latent_segments]
         share = sum(s != 0 for s in signs) / len(signs)
         if share <= config.pair.min_signed_share:
-            drops["guided", "too_few_signed_segments"] += 1
+            drops.clips("guided", "too_few_signed_segments", one, other)
             continue
         winner, loser = (one, other) if sum(signs) >= 0 else (other, one)
         take = takes[winner]
@@ -189,7 +195,7 @@ def _guided(
 
 
 def _real(
-    verdicts: list[dict], takes: dict, num_latents: int, config: CampaignConfig, drops: Counter
+    verdicts: list[dict], takes: dict, num_latents: int, config: CampaignConfig, drops: Drops
 ) -> Iterator[Preference]:
     """The real clip wins (RealDPO), where the blind judge agrees or, by `pair.real_wins`, does not object."""
     asked = [v for v in verdicts if v["kind"] == "take_real"]
@@ -205,7 +211,7 @@ def _real(
         elif config.pair.real_wins == "unless_contradicted":
             reason = None
         if reason:
-            drops["real", reason] += 1
+            drops.verdict("real", reason, v)
         else:
             supports: Literal[-1, 0, 1] = (
                 0 if v["score"] == 0.5 else -1 if (v["score"] > 0.5) == first_is_take else 1

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -22,6 +24,9 @@ PAIRS = pa.schema(
     ]
 )
 DROPS = pa.schema([("source", pa.string()), ("reason", pa.string()), ("count", pa.int64())])
+DROPPED = pa.schema(
+    [(name, pa.string()) for name in ("source", "reason", "question_id", "first_id", "second_id")]
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,27 @@ class Preference:
     @property
     def pair_id(self) -> str:
         return f"{self.source}-{self.winner_id}-over-{self.loser_id}"
+
+
+class Drops(Counter[tuple[str, str]]):
+    """How much was dropped, by (source, reason); `rows` (DROPPED) name the questions and pairs of clips."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[dict[str, str | None]] = []
+
+    def verdict(self, source: str, reason: str, v: Mapping[str, Any]) -> None:
+        """One row of verdicts.parquet is dropped."""
+        self._note(source, reason, v["question_id"], v["first_id"], v["second_id"])
+
+    def clips(self, source: str, reason: str, first_id: str, second_id: str) -> None:
+        """A pair of clips is dropped, whatever number of questions it rests on."""
+        self._note(source, reason, None, first_id, second_id)
+
+    def _note(self, source: str, reason: str, question_id: str | None, first_id: str, second_id: str) -> None:
+        self[source, reason] += 1
+        values = (source, reason, question_id, first_id, second_id)
+        self.rows.append(dict(zip(DROPPED.names, values, strict=True)))
 
 
 def worth_of(certainty: float, calibrated: bool, supports: Literal[-1, 0, 1] = 1) -> float:
