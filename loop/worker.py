@@ -14,7 +14,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from loop import distributed
 from loop.config import CampaignConfig
@@ -120,7 +120,7 @@ def main(path: Path) -> int:
         channel.send(error=describe(error))
         return 1
     except Stopped as stop:
-        return 128 + signal.Signals[str(stop)]
+        _die_of(signal.Signals[str(stop)])
     if rank == 0:
         channel.send(done=True)
     return 0
@@ -160,6 +160,13 @@ def _logging(handler: logging.Handler) -> Iterator[logging.Logger]:
     yield log
     logging.captureWarnings(False)
     root.removeHandler(handler)
+
+
+def _die_of(number: signal.Signals) -> NoReturn:
+    """As if the signal had not been caught: the parent sees what ended this process."""
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
+    raise AssertionError("a signal with its default action ends the process")
 
 
 def _end_with_the_parent() -> None:

@@ -145,13 +145,17 @@ class AtOperations:
 
 
 class AtRandom:
-    """Stops a child from outside after a random time, up to `most` seconds of its life."""
+    """Stops a child from outside after a random time, up to `most` seconds of its life.
 
-    def __init__(self, seed: int, most: float) -> None:
-        self.random, self.most = Random(seed), most
+    growth: of `most` with each child, so that a machine that gets slower comes to an end, too.
+    """
+
+    def __init__(self, seed: int, most: float, growth: float = 1.0) -> None:
+        self.random, self.most, self.growth = Random(seed), most, growth
 
     def kill(self, child: int) -> str | None:
         seconds = self.random.uniform(0, self.most)
+        self.most *= self.growth
         time.sleep(seconds)
         os.kill(child, signal.SIGSTOP)  # a child that has ended is still there until it is waited for
         return f"after {seconds:.3f} s" if has_stopped(child) else None

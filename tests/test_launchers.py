@@ -166,6 +166,8 @@ def test_errors_of_a_process_keep_their_class_and_traceback(in_a_process):
 def test_a_process_that_dies_says_how(in_a_process):
     with pytest.raises(WorkerDied, match=r"SIGKILL; mostly this means that memory ran out.*run the same"):
         in_a_process("is_killed")
+    with pytest.raises(WorkerDied, match="ended by SIGTERM; then run the same command again"):
+        in_a_process("is_terminated")
     with pytest.raises(WorkerDied, match="exit code 0 before the stage was done"):
         in_a_process("leaves")
     with pytest.raises(TypeError, match=r"package\.module:function.*launch\.type inline"):

@@ -57,5 +57,9 @@ def is_killed(context: StageContext) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def is_terminated(context: StageContext) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def leaves(context: StageContext) -> None:
     sys.exit(0)

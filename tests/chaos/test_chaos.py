@@ -15,7 +15,7 @@ from tests.killing import AtRandom, fork, kill_until_done
 from tests.test_killed_anywhere import kill_at_operations, run  # noqa: F401 (the fixture)
 from tests.toy_campaign import CONFIG, NAMED_STAGES, run_toy_campaign, tree
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]
 
 
 def test_once_before_every_change_of_the_run_directory(run, tmp_path):  # noqa: F811
@@ -53,7 +53,8 @@ def test_at_random_moments_from_outside(run, tmp_path, kills, most, launch):  # 
 
 def test_the_real_tiny_campaign_at_random_moments(tmp_path):
     whole = test_kill.run(tmp_path / "whole", 1, {})
-    killed = test_kill.run(tmp_path / "killed", 2, {"seed": 5, "most": whole["seconds"] / 8})
+    when = {"seed": 5, "most": whole["seconds"] / 12, "growth": 1.1}
+    killed = test_kill.run(tmp_path / "killed", 2, when)
     assert len(killed["died"]) >= 10, killed["died"]
     test_kill.same(tree(tmp_path / "whole" / "run"), tree(tmp_path / "killed" / "run"))
 
