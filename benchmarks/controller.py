@@ -332,10 +332,9 @@ def measure(num_takes: int, args: argparse.Namespace) -> None:
                 best = rows
             resumed += [measure_resume(root, config) for _ in range(3)]
             num_votes = json.loads((root / "round-001/label/metrics.json").read_text())["num_votes"]
-            shutil.rmtree(root)
-    least = min(resumed, key=lambda row: row["cpu"])
-    for row in [*best, share(best[-1], num_takes, num_votes, args), least]:
-        print(json.dumps({"takes": num_takes, **row}), flush=True)
+        least = min(resumed, key=lambda row: row["cpu"])
+        for row in [*best, share(best[-1], num_takes, num_votes, args), least]:
+            print(json.dumps({"takes": num_takes, **row}), flush=True)
 
 
 def main() -> None:
