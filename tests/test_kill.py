@@ -109,7 +109,7 @@ def test_kill_9_twice_in_every_stage_changes_no_byte(tmp_path):
     deaths["1/update"][1] = -(names.index("advance") + 1)
     killed = run(tmp_path / "killed", 2, deaths)
     assert killed["died"] == [stage for stage in stages for _ in range(2)]
-    assert [killed["steps"][f"{k}/update"].count("advance") for k in (1, 2)] == [2, 5]
+    assert killed["steps"]["1/update"].count("advance") == 2  # of seven: the last launch began with the sixth
 
     before, after = (tree(tmp_path / name / "run") for name in ("whole", "killed"))
     same(before, after)
