@@ -85,7 +85,7 @@ def run_arm(arm: str, seed: int, out: Path, config: str, overrides: list[str]) -
     folder = out / f"{arm}-{seed}"
     if not any(key.startswith("sample.") for key in ARMS[arm]):
         share_start(out / f"ours-{seed}", folder)
-    settings = [*overrides, *ARMS[arm], f"seed={seed}", "gate.enabled=false"]
+    settings = [*overrides, *ARMS[arm], f"seed={seed}", "gate.enabled=false", "alarms=null"]
     stages = dict(STAGES)
     if arm == "oracle_labels":
         stages["pair"] = Stage(oracle_pair, STAGES["pair"].inputs, STAGES["pair"].config)

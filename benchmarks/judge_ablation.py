@@ -170,7 +170,7 @@ def share(source: Path, stages: tuple[str, ...], folder: Path) -> None:
 def run_arm(name: str, seed: int, out: Path, config: str, overrides: list[str]) -> Path:
     """The finished campaign of one arm."""
     arm, folder = ARMS[name], out / f"{name}-{seed}"
-    settings = [*overrides, *arm.settings, f"seed={seed}", "rounds=1", "gate.enabled=false"]
+    settings = [*overrides, *arm.settings, f"seed={seed}", "rounds=1", "gate.enabled=false", "alarms=null"]
     settings.append("judge_gate.margin=1")  # every judge is used, or there would be nothing to measure
     stages = dict(STAGES)
     if arm.preference_steps is not None:

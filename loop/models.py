@@ -90,6 +90,10 @@ def check_training(config: CampaignConfig) -> None:
         )
     if judge.scoring.new_head:
         _check_new_head(config)
+    if config.judge.type == "human" and config.alarms is not None and config.alarms.num_probes:
+        raise UserError(
+            "judge.type is human, and nobody answered the probes of alarms: set alarms.num_probes to 0"
+        )
     if config.judge.type == "human" and config.known_answers.num_calibrate:
         raise UserError(
             "judge.type human cannot be calibrated, since nobody answered the known questions; set "

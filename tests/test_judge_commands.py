@@ -436,10 +436,14 @@ def test_a_campaign_of_people_is_checked_before_it_starts(clips):
     steps = ("--set", "train_judge.num_steps=0", "--set", "train_judge.preference_steps=0")
     done = retake("run", "quickstart", *people)
     assert done.exit_code == 2 and "judge.type human cannot be trained" in done.stderr
-    done = retake("run", "quickstart", *people, *steps)
+    no_probes = ("--set", "alarms.num_probes=0")
+    done = retake("run", "quickstart", *people, *no_probes, *steps)
     assert done.exit_code == 2 and "known_answers.num_calibrate to 0" in done.stderr
-    done = retake("run", "quickstart", *people, *steps, "--set", "known_answers.num_calibrate=0")
+    uncalibrated = ("--set", "known_answers.num_calibrate=0")
+    done = retake("run", "quickstart", *people, *no_probes, *steps, *uncalibrated)
     assert done.exit_code == 0, done.output
+    done = retake("run", "quickstart", *people, *steps, *uncalibrated)
+    assert done.exit_code == 2 and "set alarms.num_probes to 0" in done.stderr
     done = retake("run", "quickstart", "--set", "judge.type=human")
     assert done.exit_code == 2 and "set judge.answers" in done.stderr
     done = retake("judge", "a.mp4", "b.mp4", "--prompt", "x", *people[:2], "--set", "judge.answers=no.csv")

@@ -13,6 +13,7 @@ from loop.curves import read_curves
 from loop.errors import UserError
 from loop.past import ended_by_patience
 from loop.stages import plan
+from loop.status import read_status
 from loop.store import MANIFEST, Store
 
 if TYPE_CHECKING:
@@ -135,14 +136,13 @@ class Run:
         }
 
     def state(self) -> str:
-        """done, running, failed, stopped or unfinished (killed, or before its first end)."""
+        """done, running, failed, stopped or interrupted, as `retake status` has it; done once all is there.
+
+        The report is written before the command has ended, which status would call running.
+        """
         if self.next_stage() is None or ended_by_patience(self.events) is not None:
             return "done"
-        if Store(self.path).is_locked():
-            return "running"
-        ends = [event["event"] for event in self.events if event["event"].startswith("campaign_")]
-        last = ends[-1] if ends else ""
-        return {"campaign_failed": "failed", "campaign_stopped": "stopped"}.get(last, "unfinished")
+        return read_status(self.path).state if self.config else "interrupted"
 
     def versions(self) -> dict[str, str]:
         """Package versions as the manifests recorded them; several values where attempts differed."""
