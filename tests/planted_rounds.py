@@ -62,7 +62,7 @@ def run(stage: Any, out: Path, config: CampaignConfig, number: int = 1, **inputs
     out.mkdir(parents=True)
     name = stage.__name__.rpartition(".")[2]
     progress, seed = Display(1).stage(number, name), derive_seed(config.seed, number, name)
-    stage.run(StageContext(config, number, inputs, out, seed, progress, logging.getLogger("retake")))
+    stage.run(StageContext(config, number, inputs, out, seed, progress, logging.getLogger("retake"), name))
     return out
 
 

@@ -19,6 +19,7 @@ from loop.steps import judge_gate
 from loop.steps.common import write_table
 from loop.steps.given_pairs import Given, human_preferences
 from loop.steps.human_labels import human_questions, set_aside
+from loop.steps.judging import JudgeAtHand
 from loop.steps.prepare import ANCHORS, HUMAN_PAIRS, PROMPTS
 from reward.calibration import load
 from reward.config import CertaintyConfig, JudgeConfig
@@ -142,7 +143,8 @@ def calibrated(prepared, out, **certainty):
     progress = Display(1).stage(1, "judge_gate")
     log = logging.getLogger("retake")
     ctx = StageContext(config(**certainty), 1, {"prepare": prepared}, out, 0, progress, log, "judge_gate")
-    judge_gate.calibrate(ctx, None)
+    with JudgeAtHand(ctx) as judges:
+        judge_gate.calibrate(ctx, judges, None)
     return load(out / "calibrators.json")
 
 

@@ -348,7 +348,7 @@ def test_an_update_under_accelerate_is_that_of_one_process(tmp_path, caplog):
         log = logging.getLogger("retake")
         given = {} if stage == "prepare" else inputs
         log_file = out.with_suffix(".log")
-        context = StageContext(config, 1, given, out, 5, progress[out.name], log, log_file)
+        context = StageContext(config, 1, given, out, 5, progress[out.name], log, log_file=log_file)
         LAUNCHERS[config.launch.type](config).launch(STAGES[stage], context)
 
     launch("prepare", inputs["prepare"])

@@ -369,7 +369,14 @@ def test_another_rank_writes_a_log_of_its_own(tmp_path, monkeypatch):
     log_file = tmp_path / "003-update.log"
     progress = LineProgress("update", Console(file=io.StringIO()))
     context = StageContext(
-        config, 3, {"prepare": tmp_path}, tmp_path / "out", 7, progress, logging.getLogger("retake"), log_file
+        config,
+        3,
+        {"prepare": tmp_path},
+        tmp_path / "out",
+        7,
+        progress,
+        logging.getLogger("retake"),
+        log_file=log_file,
     )
     with pytest.raises(ValueError, match="bad number"):
         SeveralProcesses(config).launch(Stage("tests.worker_stages:raises_subclass", (), ()), context)

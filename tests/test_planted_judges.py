@@ -13,7 +13,7 @@ import pytest
 
 from loop.campaign import run_campaign
 from loop.config_file import load_config
-from loop.steps import prepare
+from loop.steps import judging, prepare
 from loop.store import Store
 from reward.probes import CAPTION, FLAWS, make_probes
 from reward.sides import Source
@@ -116,3 +116,13 @@ def test_probes_are_balanced_the_same_every_time_and_skip_what_a_flaw_cannot_cha
         }  # fmt: skip
         assert one.question.prompt != other.question.prompt
     assert make_probes(sources, 0, 1, ("overall",)) == [] == make_probes([], 5, 1, ("overall",))
+
+
+def test_a_judge_that_is_asked_for_several_things_is_loaded_once(prepared, tmp_path, monkeypatch):
+    loaded: list[str] = []
+    load = judging.load_judge
+    monkeypatch.setattr(judging, "load_judge", lambda config: (loaded.append(config.model), load(config))[1])
+    config = config_of(None, 0, *FEW, "alarms.num_probes=1", "train_judge={num_steps: 1}")
+    judged(tmp_path, prepared, config)
+    # the parent, then the candidate: for its accuracy, its calibration and the probes
+    assert [Path(model).parent.name for model in loaded] == ["embedded", "train_judge"]

@@ -12,7 +12,7 @@ from loop.alarms import Answered, as_rows, by_kind, drift_alarms, judge_alarms
 from loop.stages import StageContext
 from loop.statistics import bootstrap_mean
 from loop.steps.common import read_table, write_table
-from loop.steps.judging import answer, known_sources
+from loop.steps.judging import JudgeAtHand, known_sources
 from reward.calibration import load
 from reward.certainty import apply
 from reward.config import VotingConfig
@@ -35,7 +35,11 @@ _ROWS = pa.schema(
 
 
 def watch(
-    ctx: StageContext, judge: Path | None, known: Sequence[KnownAnswer], verdicts: Sequence[Verdict]
+    ctx: StageContext,
+    judges: JudgeAtHand,
+    judge: Path | None,
+    known: Sequence[KnownAnswer],
+    verdicts: Sequence[Verdict],
 ) -> dict[str, Any]:
     """Asks the judge in force the probes; `verdicts` are its own on `known`. Returns what joins gate.json.
 
@@ -47,7 +51,7 @@ def watch(
         known_sources(ctx, "gate"), settings.num_probes, ctx.config.seed, ctx.config.judge.dimensions
     )
     voting = VotingConfig(num_ballots=settings.num_ballots)
-    asked = answer(ctx, judge, [probe.question for probe in probes], voting, "probes")
+    asked = judges.answer(judge, [probe.question for probe in probes], voting, "probes")
     probed = [_of_probe(p, v) for p, v in zip(probes, asked, strict=True)]
     calibrators = load(ctx.out / "calibrators.json")
     answered = [

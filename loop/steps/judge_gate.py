@@ -17,25 +17,24 @@ from loop.statistics import bootstrap_mean
 from loop.steps.common import human_pairs, write_json
 from loop.steps.human_labels import filter_on_people, human_questions, set_aside
 from loop.steps.judge_alarms import watch
-from loop.steps.judging import (
-    accuracy,
-    answer,
-    flip_rate,
-    known_sources,
-    write_verdicts,
-)
+from loop.steps.judging import JudgeAtHand, accuracy, flip_rate, known_sources, write_verdicts
 from reward.calibration import Calibrator, fit, fit_known, save
 from reward.config import VotingConfig
 from reward.known_answers import KnownAnswer, make_known_answers
 
 
 def run(ctx: StageContext) -> None:
+    with JudgeAtHand(ctx) as judges:
+        _run(ctx, judges)
+
+
+def _run(ctx: StageContext, judges: JudgeAtHand) -> None:
     candidate, parent = ctx.inputs["train_judge"], ctx.inputs.get("judge_parent")
     known = known_answers(ctx, "gate", ctx.config.judge_gate.num_questions)
     voting = VotingConfig(num_ballots=ctx.config.judge_gate.num_ballots)
     questions = [k.question for k in known]
-    verdicts = answer(ctx, candidate, questions, voting, "candidate")
-    before = answer(ctx, parent, questions, voting, "parent")
+    before = judges.answer(parent, questions, voting, "parent")
+    verdicts = judges.answer(candidate, questions, voting, "candidate")  # last: it is mostly asked on
     truth = [k.answers for k in known]
     new, old = accuracy(verdicts, truth, "overall"), accuracy(before, truth, "overall")
     groups = [q.group for q in questions]
@@ -63,14 +62,14 @@ def run(ctx: StageContext) -> None:
     for name in ctx.config.judge.dimensions:
         gate[f"accuracy_{name}"] = float(np.mean(accuracy(verdicts, truth, name)))
     ctx.log.info("%s", reason)
-    calibrate(ctx, candidate if use else parent)
+    calibrate(ctx, judges, candidate if use else parent)
     write_verdicts(ctx.out / "verdicts.parquet", questions, verdicts)
     if ctx.config.alarms is not None:
-        gate |= watch(ctx, candidate if use else parent, known, verdicts if use else before)
+        gate |= watch(ctx, judges, candidate if use else parent, known, verdicts if use else before)
     write_json(ctx.out / "gate.json", gate)
 
 
-def calibrate(ctx: StageContext, judge: Path | None) -> None:
+def calibrate(ctx: StageContext, judges: JudgeAtHand, judge: Path | None) -> None:
     """Calibrators of the judge in force, by kind of question, fitted under the rule that labels.
 
     Known answers calibrate known answers. Nothing says what is true of takes, so take_take, take_real and
@@ -82,15 +81,15 @@ def calibrate(ctx: StageContext, judge: Path | None) -> None:
     calibrators: dict[str, Calibrator] = {}
     known = known_answers(ctx, "calibrate", ctx.config.known_answers.num_calibrate)
     if known:
-        verdicts = answer(ctx, judge, [k.question for k in known], voting, "calibrate")
+        verdicts = judges.answer(judge, [k.question for k in known], voting, "calibrate")
         truth = [k.answers for k in known]
         calibrators |= fit_known(verdicts, truth, limits.min_labels, limits.isotonic_labels)
     if limits.human_share:
-        calibrators |= _calibrate_on_people(ctx, judge)
+        calibrators |= _calibrate_on_people(ctx, judges, judge)
     save(calibrators, ctx.out / "calibrators.json")
 
 
-def _calibrate_on_people(ctx: StageContext, judge: Path | None) -> dict[str, Calibrator]:
+def _calibrate_on_people(ctx: StageContext, judges: JudgeAtHand, judge: Path | None) -> dict[str, Calibrator]:
     """The calibrator of take_take from the human pairs that are set aside, if they are enough.
 
     human.json says what the filter reaches on them; see `filter_on_people`.
@@ -98,7 +97,7 @@ def _calibrate_on_people(ctx: StageContext, judge: Path | None) -> dict[str, Cal
     folder, limits = ctx.inputs["prepare"], ctx.config.certainty
     rows = set_aside(human_pairs(folder), held_out(ctx), ctx.config)
     questions, truth = human_questions(rows, folder, ctx.config)
-    verdicts = answer(ctx, judge, questions, ctx.config.label.voting, "human")
+    verdicts = judges.answer(judge, questions, ctx.config.label.voting, "human")
     write_json(
         ctx.out / "human.json", filter_on_people(verdicts, truth, [q.group for q in questions], limits)
     )

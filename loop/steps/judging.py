@@ -148,17 +148,40 @@ def ask_in_shards(
         )  # fmt: skip
 
 
-def answer(
-    ctx: StageContext, judge: Path | None, asked: Sequence[Question], voting: VotingConfig, name: str
-) -> list[Verdict]:
-    """Verdicts of a train_judge artefact's judge, or the configured one's; nothing asked, none is loaded."""
-    if not asked:
-        return []
-    opened = open_judge(ctx, judge)
-    try:
-        return fold_all(asked, ask(ctx, opened, asked, voting, name))
-    finally:
-        opened.close()
+class JudgeAtHand:
+    """Judges of train_judge artefacts, one at a time. The one that was asked last stays open: the next
+    questions are often for it, and loading weights or starting a server costs more than many questions."""
+
+    def __init__(self, ctx: StageContext) -> None:
+        self.ctx = ctx
+        self._judge: Judge | None = None
+        self._config: JudgeConfig | None = None
+
+    def answer(
+        self, trained: Path | None, asked: Sequence[Question], voting: VotingConfig, name: str
+    ) -> list[Verdict]:
+        """Verdicts of an artefact's judge, or the configured one's. Nothing asked, none is loaded."""
+        if not asked:
+            return []
+        return fold_all(asked, ask(self.ctx, self._open(trained), asked, voting, name))
+
+    def _open(self, trained: Path | None) -> Judge:
+        config = judge_config(self.ctx, trained)
+        if self._judge is None or config != self._config:
+            self.close()
+            self._judge, self._config = load_judge(config), config
+        return self._judge
+
+    def close(self) -> None:
+        if self._judge is not None:
+            self._judge.close()
+        self._judge = None
+
+    def __enter__(self) -> JudgeAtHand:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 def fold_all(questions: Sequence[Question], votes: Sequence[Vote]) -> list[Verdict]:
