@@ -76,9 +76,9 @@ class CountedProgress:
 def count(steps: Steps) -> None:
     stage, replace = Display.stage, os.replace
 
-    def counted_stage(self: Display, round: int, name: str) -> Any:
+    def counted_stage(self: Display, round: int, name: str, *more: Any) -> Any:
         steps.begin(f"{round}/{name}")
-        return CountedProgress(steps, stage(self, round, name))
+        return CountedProgress(steps, stage(self, round, name, *more))
 
     def counted_replace(source: Any, target: Any) -> None:
         if steps.stage:

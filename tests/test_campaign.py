@@ -69,7 +69,7 @@ def test_the_stage_table_names_sections_of_the_config(config):
     sections = set(CampaignConfig.model_fields)  # idle ones stand in no dump
     for stage in STAGES.values():
         assert set(stage.config) <= set(all_keys())
-    free = {"name", "rounds", "patience", "threads", "launch"}
+    free = {"name", "rounds", "patience", "threads", "launch", "track"}
     assert {key for stage in STAGES.values() for key in stage.config if "." not in key} == sections - free
     assert load_config(config).config.part(("seed", "pair.real_wins")) == {
         "seed": 0,

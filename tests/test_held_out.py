@@ -173,6 +173,7 @@ def test_the_calibrate_part_reaches_calibrators_alone_and_the_gate_part_the_deci
 
 def test_no_training_stage_gets_what_evaluate_or_the_gate_wrote():
     from_training = {"prepare", "judge_parent", "judge", "generator", "sample", "label", "pair", "judge_gate"}
+    from_training |= {"earlier_gate"}  # of which gate.adapt reads one number: what the rate is multiplied by
     for name in TRAINING:
         assert {given.removesuffix("?") for given in STAGES[name].inputs} <= from_training
 

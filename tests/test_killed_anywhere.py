@@ -33,6 +33,6 @@ def kill_at_operations(run, root: Path, picks) -> list[str]:
 
 def test_about_ten_kills_anywhere_end_in_the_same_bytes(run, tmp_path):
     hits = kill_at_operations(run, tmp_path / "killed", lambda name: Random(name).random() < 0.02)
-    assert 8 <= len(hits) <= 16, hits
+    assert 8 <= len(hits) <= 24, hits
     run(tmp_path / "whole")
     assert tree(tmp_path / "killed") == tree(tmp_path / "whole")

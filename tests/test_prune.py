@@ -248,10 +248,9 @@ def test_a_damaged_file_is_not_hidden_by_a_prune(config):
 
 def test_the_report_keeps_what_it_shows(tmp_path):
     """A page of before has its clips after; what it tells of the prune is new."""
-    root = fabricate(tmp_path, rounds=2, num_prompts=4)
+    root = fabricate(tmp_path, rounds=2, num_prompts=24)
     before, curves = write_report(root).read_text(), repr(read_curves(root))
     prune_all(root)
-    assert not (root / "round-001" / "sample" / "clips").exists()
     assert read_pruned(root / "round-002" / "evaluate")  # but those that the page shows
     assert any((root / "round-002" / "evaluate" / "clips").iterdir())
     after = write_report(root).read_text()

@@ -278,8 +278,7 @@ def test_unknown_metrics_are_grouped_by_their_first_word(complete: Page) -> None
     assert titles["Update measures"] == ["Update implicit accuracy", "Update margin"]
     assert titles["Other measures"] == ["Novelty"]
     assert titles["Held-out judge"] == ["Win rate against base", "Win rate against previous"]
-    # begins like a measure of real clips, but there is no generated_auc that it would belong to
-    assert {"Real told from made", "Subject drift"} <= set(titles["Motion and drift"])
+    assert {"Takes told from real clips", "Subject drift"} <= set(titles["Motion and drift"])
 
 
 def test_alarms_of_a_gate_are_shown_with_what_follows(complete: Page) -> None:
