@@ -89,6 +89,23 @@ def test_a_pruned_run_is_extended_to_the_same_bytes(
     assert verify(root).damage == []
 
 
+def test_a_campaign_out_of_patience_keeps_what_more_patience_reads(config, monkeypatch):
+    monkeypatch.setenv("TOY_REJECT", "2")
+
+    def impatient(root: Path, patience: int) -> None:
+        run_toy_campaign(load_config(config, ["rounds=4", f"patience={patience}"]), Store(root))
+
+    impatient(config.parent / "run", 1)
+    root, store = config.parent / "run", Store(config.parent / "run")
+    assert store.last_round() == 2  # and not 4
+    needed = names(read_later(store, 2), root)
+    assert {"round-001/evaluate", "round-001/update", "round-002/label", "round-002/sample"} <= needed
+    prune_all(root)
+    impatient(root, 2)
+    impatient(config.parent / "whole", 2)
+    same_but_for_pruned(root, config.parent / "whole", 0, 3, 4)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     """Three rounds that were never pruned."""
