@@ -12,6 +12,7 @@ from loop.report.collect import Row, Run, is_number
 from loop.report.markup import Html, element, join
 
 _TOLD = {"keep", "use", "reason", "alarms", "low", "high"}  # elsewhere in the section
+_IN_THE_REASON = ("promote", "roll_back", "none")  # actions that the reason begins with
 
 
 def decisions(run: Run) -> Html | None:
@@ -54,7 +55,9 @@ def num_alarms(run: Run) -> int:
 def _why(decision: Row) -> str:
     action = decision.get("action")
     told = str(decision.get("reason") or "")
-    return f"{told.rstrip('.')}; then: {_say(action)}" if action else told
+    if not action or action in _IN_THE_REASON:
+        return told
+    return f"{told.rstrip('.')}; then: {_say(action)}"
 
 
 def _alarm(r: int, who: str, alarm: Any) -> Html:
