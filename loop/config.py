@@ -271,15 +271,6 @@ class CampaignConfig(Section):
         return {n: value for n, value in write(self).items() if n not in idle or value is not None}
 
     @model_validator(mode="after")
-    def _alarms_have_a_gate(self) -> "CampaignConfig":
-        if self.alarms is not None and not self.gate.enabled:
-            raise ValueError(
-                "alarms forbid promotions, but gate.enabled is false, so that every update is kept: switch "
-                "the gate on, or leave alarms out (--set alarms=null)"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _overall_is_asked(self) -> "CampaignConfig":
         for name, judge in (("judge", self.judge), ("held_out_judge", self.measuring_judge)):
             if "overall" not in judge.dimensions:

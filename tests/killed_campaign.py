@@ -7,7 +7,7 @@
     python tests/killed_campaign.py DIR CONFIG '{"seed": 1, "most": 5}'
                                                     each child is killed from outside within 5 s of its life
 
-Prints one JSON object: the steps of every stage that the last child ran to its end, by name, where a child
+Prints one JSON object: the steps of every stage by the child that ran it to its end, by name, where a child
 died, and how many seconds all took. A step is a call of the stage's progress bar or a file that appears under
 its name.
 Forking after the imports makes a launch cost a second instead of ten.
@@ -27,6 +27,7 @@ from typing import Any
 import loop.steps.judging
 from loop.cli import main
 from loop.progress import Display, Progress
+from loop.progress_file import FILE as PROGRESS
 from loop.stages import STAGES
 from tests.killing import AtRandom, kill_until_done
 
@@ -53,6 +54,10 @@ class Steps:
             os.kill(os.getpid(), signal.SIGKILL if death > 0 else signal.SIGTERM)
 
     def end(self) -> None:
+        """Of a stage that was killed before, the steps of the child that ended it."""
+        file = self.root.parent / "steps.json"
+        ended = json.loads(file.read_text()) if file.exists() else {}
+        file.write_text(json.dumps(ended | {self.stage: self.taken[self.stage]}))
         self.stage = ""
 
 
@@ -81,7 +86,7 @@ def count(steps: Steps) -> None:
         return CountedProgress(steps, stage(self, round, name, *more))
 
     def counted_replace(source: Any, target: Any) -> None:
-        if steps.stage:
+        if steps.stage and Path(target).name != PROGRESS:  # which is written by the clock
             steps.step(Path(target).name)
         replace(source, target)
 
@@ -102,7 +107,6 @@ def start(root: Path, config: str, deaths: dict[str, list[int]]) -> int:
                 main()
             except SystemExit as end:
                 code = end.code or 0
-            (root.parent / "steps.json").write_text(json.dumps(steps.taken))
         finally:
             sys.stderr.flush()
             os._exit(code)
