@@ -15,6 +15,7 @@ import pytest
 
 from reward.judge import load_judge
 from tests.servers.real import (
+    HAS_GPU,
     children,
     difference,
     judge_config,
@@ -153,7 +154,11 @@ def test_killed_while_it_is_asked_nothing_is_lost_and_nothing_counted_twice(aske
     [
         ({"max-model-len": 10**7}, "judge.vllm.arguments.max-model-len"),
         ({"no-such-thing": 1}, "correct judge.vllm.arguments"),
-        ({"kv-cache-memory-bytes": 4096}, "judge.vllm.arguments.gpu-memory-utilization"),
+        pytest.param(
+            {"kv-cache-memory-bytes": 4096},
+            "judge.vllm.arguments.gpu-memory-utilization",
+            marks=pytest.mark.skipif(not HAS_GPU, reason="on a CPU vLLM goes by VLLM_CPU_KVCACHE_SPACE"),
+        ),
     ],
 )
 def test_a_start_that_fails_names_the_key(asked, tmp_path, arguments, message):
