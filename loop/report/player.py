@@ -117,7 +117,7 @@ def _shell(cells: Sequence[Cell], sides: Sequence[tuple[str, str]]) -> Html:
                 "input", type="range", _class="wipe", min=0, max=100, value=50, autocomplete="off",
                 aria_label="share of the picture that shows the first clip", hidden=True,
             ),
-            _bar(),
+            controls(frame_steps=True),
             _class="stage",
         ),
         element(
@@ -142,13 +142,19 @@ def _side(name: str) -> Html:
     return element("figure", video, element("figcaption"), _class=f"shot {name}")
 
 
-def _bar() -> Html:
-    """Play, steps of a frame, position and speed."""
+def controls(frame_steps: bool = False, hidden: bool = False) -> Html:
+    """Play, position and speed of a group of clips, and steps of a frame where they are asked for.
+
+    hidden: until playback.js shows it; without scripts clips stand still and nothing pretends otherwise.
+    """
+    steps = (
+        element("button", "−1", type="button", _class="back", aria_label="one frame back"),
+        element("button", "+1", type="button", _class="forward", aria_label="one frame on"),
+    )
     return element(
         "div",
         element("button", "Pause", type="button", _class="play", aria_pressed="true"),
-        element("button", "−1", type="button", _class="back", aria_label="one frame back"),
-        element("button", "+1", type="button", _class="forward", aria_label="one frame on"),
+        *(steps if frame_steps else ()),
         element(
             "input",
             type="range",
@@ -160,6 +166,7 @@ def _bar() -> Html:
         ),
         element("button", "1×", type="button", _class="speed", aria_label="playback speed"),
         _class="controls",
+        hidden=hidden,
     )
 
 

@@ -10,7 +10,7 @@ from loop.report.charts import number
 from loop.report.collect import Row, Run, is_number
 from loop.report.embed import Clips
 from loop.report.markup import Html, element
-from loop.report.player import Cell, Shot, player
+from loop.report.player import Cell, Shot, controls, player
 
 T = TypeVar("T")
 Key = tuple[str, str, object]  # prompt id, prompt, seed
@@ -57,7 +57,12 @@ def watch(run: Run, clips: Clips) -> Html | None:
         "div",
         player(run, chosen, compared, clips),
         element("h3", "Round by round"),
-        element("div", element("p", note + _scored(chosen), _class="lead"), _controls(), _class="toolbar"),
+        element(
+            "div",
+            element("p", note + _scored(chosen), _class="lead"),
+            controls(hidden=True),
+            _class="toolbar",
+        ),
         grid,
         _class="clips",
     )
@@ -118,25 +123,6 @@ def _cells(row: Cell, columns: Sequence[int], with_real: bool, clips: Clips) -> 
             )
         )
     return out
-
-
-def _controls() -> Html:
-    return element(
-        "div",
-        element("button", "Pause", type="button", _class="play", aria_pressed="true"),
-        element(
-            "input",
-            type="range",
-            _class="scrub",
-            min=0,
-            max=1000,
-            value=0,
-            aria_label="position in the clips",
-        ),
-        element("button", "1×", type="button", _class="speed", aria_label="playback speed"),
-        _class="controls",
-        hidden=True,  # app.js shows it; without scripts the clips stand still and nothing pretends otherwise
-    )
 
 
 def _shots(run: Run, index: int) -> dict[Key, Shot]:
