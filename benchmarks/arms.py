@@ -53,7 +53,7 @@ def oracle_pair(ctx: StageContext) -> None:
     totals = {
         i: oracle.score(read_clip(folder / t["file"])[0], t["prompt"])["total"] for i, t in takes.items()
     }
-    judge_verdicts = pair.read_verdicts(ctx)
+    judge_verdicts = list(pair.read_verdicts(ctx))
     for v in judge_verdicts:
         first, second = (
             totals.get(v["first_id"], 1.0),
@@ -63,7 +63,7 @@ def oracle_pair(ctx: StageContext) -> None:
         v["score"] = 0.5 if abs(difference) < 0.1 else float(difference > 0)
         v["mode"] = {0.5: "tie", 1.0: "first", 0.0: "second"}[v["score"]]
         v["certainty"], v["calibrated_for"], v["num_votes"] = 1.0, None, 99
-    pair.write_preferences(ctx, judge_verdicts, takes)
+    pair.write_preferences(ctx, lambda: [pair.Chunk(takes, judge_verdicts)])
 
 
 def share_start(ours: Path, folder: Path) -> None:

@@ -133,7 +133,7 @@ def train_again(parent: Path) -> Callable[[StageContext], None]:
 
 def label_with_one_vote(ctx: StageContext) -> None:
     """label, but of every question only the vote in the question's own order counts, which is by coin."""
-    questions = label.plan_questions(ctx, ctx.round)
+    questions = list(label.plan_questions(ctx, ctx.round))
     judge = open_judge(ctx, ctx.inputs.get("judge"))
     votes = ask(ctx, judge, questions, ctx.config.label.voting, "votes")
     judge.close()

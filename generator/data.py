@@ -1,4 +1,4 @@
-"""What an update trains on: preference pairs and real clips, in memory as latents."""
+"""What an update trains on: preference pairs and real clips, as latents."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from torch import Tensor
 
 from generator.condition import Condition
 from generator.draws import mix
+from generator.latents import Latents
 
 
 @dataclass(frozen=True)
 class PairData:
     """Training pairs.
 
-    winners, losers: normalised latents, float32 [N, C, T', H', W'], both encode(read(stored clip));
+    winners, losers: normalised latents, float32 [N, C, T', H', W'], both encode(read(stored clip)), in memory
+    or in files (generator/latents.py);
     conditions: one row a pair, or fewer that condition_rows points into (pairs of a prompt share its
     embedding); signs int8 [N, T'] (+1 winner better in that latent frame, 0 tie, −1 loser better);
     weights float32 [N]; ids and prompt_ids name the rows in messages and in the held-out split.
@@ -24,8 +26,8 @@ class PairData:
 
     ids: Sequence[str]
     prompt_ids: Sequence[str]
-    winners: Tensor
-    losers: Tensor
+    winners: Latents
+    losers: Latents
     conditions: Condition
     signs: Tensor
     weights: Tensor
@@ -38,7 +40,7 @@ class PairData:
                 "no preference pairs to train on: lower certainty.min_probability or certainty.min_margin, "
                 "or sample more takes"
             )
-        if self.winners.shape != self.losers.shape:
+        if tuple(self.winners.shape) != tuple(self.losers.shape):
             raise ValueError(
                 f"winner latents {tuple(self.winners.shape)} and loser latents {tuple(self.losers.shape)} "
                 f"differ in shape (pairs {_some(self.ids)}); all clips of an update have one length and "
@@ -84,7 +86,7 @@ class PairData:
 class AnchorData:
     """Real clips for the likelihood term: latents [M, C, T', H', W']; conditions as in `PairData`."""
 
-    latents: Tensor
+    latents: Latents
     conditions: Condition
     condition_rows: Sequence[int] = ()
 

@@ -259,7 +259,7 @@ def _anchor_seed(u: Update) -> int:
 
 def _anchor_draws(u: Update, step: int) -> list[Draw]:
     assert u.anchors is not None
-    return draws_of_step(len(u.anchors.latents), u.config.anchors_per_step, _anchor_seed(u), step)
+    return draws_of_step(u.anchors.latents.shape[0], u.config.anchors_per_step, _anchor_seed(u), step)
 
 
 def _forget_idle_experts(u: Update) -> None:

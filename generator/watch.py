@@ -13,7 +13,7 @@ from generator.data import PairData
 from generator.draws import Draw, mix, noise_and_levels
 from generator.models.base import VideoModel
 
-_MOST_CLIPS = 16
+_MOST_CLIPS = 16  # in memory at a time
 _SATURATED = 0.98  # implicit accuracy (DenseDPO, appendix C.4: at 1.0 the outputs no longer change)
 
 
@@ -59,14 +59,17 @@ def motion_gap(pairs: PairData) -> float:
     Motion is the mean absolute difference of neighbouring latent frames. Winners that move less teach a
     policy to stand still, whatever they were preferred for.
     """
-    decided = pairs.signs.any(dim=1)
-    sign = pairs.signs.sum(dim=1).sign()[decided].view(-1, 1, 1, 1, 1)
-    one, other = pairs.winners[decided], pairs.losers[decided]
-    winners, losers = torch.where(sign >= 0, one, other), torch.where(sign >= 0, other, one)
-    if winners.shape[2] < 2:
+    if pairs.winners.shape[2] < 2:
         return 0.0
-    moved = [x.diff(dim=2).abs().mean().item() for x in (winners, losers)]
-    return moved[0] / max(moved[1], 1e-12) - 1
+    decided = pairs.signs.any(dim=1).nonzero().flatten().tolist()
+    moved = torch.zeros(2, dtype=torch.float64)  # of winners, of losers
+    for start in range(0, len(decided), _MOST_CLIPS):
+        rows = decided[start : start + _MOST_CLIPS]
+        sides = [x[rows].diff(dim=2).abs().mean(dim=(1, 2, 3, 4)) for x in (pairs.winners, pairs.losers)]
+        swapped = pairs.signs[rows].sum(dim=1) < 0
+        for side in (0, 1):
+            moved[side] += torch.where(swapped, sides[1 - side], sides[side]).sum().item()
+    return (moved[0] / max(moved[1].item(), 1e-12)).item() - 1
 
 
 def why_stop(limits: LimitsConfig, held: dict[str, float]) -> str | None:

@@ -24,11 +24,13 @@ from loop.store import Store, read_manifest
 _BYTES = {"float32": 4, "bfloat16": 2}
 _LONGEST_HEADER = 100_000_000  # bytes, the format's own limit
 _ADAM = 2  # moments beside each weight
+_LATENTS = 0.25  # bytes a pixel: 16 channels of float32 for 4 × 8 × 8 pixels, as Wan and CogVideoX have them
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Bytes of one round: what its artefacts will hold, and step checkpoints that come and go beside them.
+    """Bytes of one round: what its artefacts will hold, and what comes and goes beside them while it trains
+    (step checkpoints, latents of the clips).
 
     unknown: models whose weights are not on this machine, so that they are not counted.
     """
@@ -104,15 +106,17 @@ def _announcement(expected: Forecast, left: int, there: int, free: int) -> str:
 def _from_models(store: Store, config: CampaignConfig) -> Forecast:
     base = read_manifest(store.artefact(0, "evaluate"))
     sizes = [f["size"] for name, f in base.files.items() if name.endswith(".mp4")] if base else []
-    clips = round(sum(sizes) / len(sizes) * (len(sizes) + _num_clips(store, config))) if sizes else 0
+    num_takes, num_anchors, num_of_gate = _num_clips(store, config)
+    num_clips = len(sizes) + num_takes + num_of_gate
+    clips = round(sum(sizes) / len(sizes) * num_clips) if sizes else 0
     unknown: list[str] = []
-    update, checkpoints = _of_update(config, unknown)
+    update, checkpoints = _of_update(config, num_takes + num_anchors, unknown)
     judge, of_judge = _of_judge(config, unknown)
     return Forecast(clips, update + judge, max(checkpoints, of_judge), tuple(dict.fromkeys(unknown)))
 
 
-def _num_clips(store: Store, config: CampaignConfig) -> int:
-    """Takes that a round films beside those of evaluate, which are as many as in round 0."""
+def _num_clips(store: Store, config: CampaignConfig) -> tuple[int, int, int]:
+    """Takes of sample, anchors of the train part, takes of gate; evaluate films as many as in round 0."""
     prepared, sample = store.artefact(0, "prepare"), config.sample
     anchors = _column(prepared / "anchors.parquet", "part", "caption")
     prompts = _column(prepared / "prompts.parquet", "part", "text")
@@ -122,11 +126,11 @@ def _num_clips(store: Store, config: CampaignConfig) -> int:
     fresh = min(sample.fresh.num_prompts, num_prompts["train"]) * sample.fresh.takes_per_prompt
     guided = 2 * min(sample.guided.num_anchors, num_anchors["train"])
     gate = 2 * num_prompts["gate"] * config.gate.num_seeds if config.gate.enabled else 0
-    return fresh + guided + gate
+    return fresh + guided, num_anchors["train"], gate
 
 
-def _of_update(config: CampaignConfig, unknown: list[str]) -> tuple[int, int]:
-    """Bytes of the generator's new weights, and of an update's step checkpoints."""
+def _of_update(config: CampaignConfig, num_clips: int, unknown: list[str]) -> tuple[int, int]:
+    """Bytes of the generator's new weights, and of an update's step checkpoints and clips' latents."""
     folder = _folder(config.generator.model, "generator.model", unknown)
     if folder is None:
         return 0, 0
@@ -136,7 +140,9 @@ def _of_update(config: CampaignConfig, unknown: list[str]) -> tuple[int, int]:
     # what is trained is kept in float32; a step checkpoint lies beside the one before until it is whole
     copies = 1 + _ADAM + bool(update.average) + (update.reference == "ema")
     size = 4 if update.lora else _BYTES[config.generator.dtype]
-    return trained * size, 4 * trained * (2 * copies + bool(update.held_out_share))
+    clip = config.data.clip
+    latents = round(_LATENTS * clip.num_frames * clip.height * clip.width * num_clips)
+    return trained * size, 4 * trained * (2 * copies + bool(update.held_out_share)) + latents
 
 
 def _of_judge(config: CampaignConfig, unknown: list[str]) -> tuple[int, int]:

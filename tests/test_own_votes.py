@@ -235,7 +235,7 @@ def labelled(tmp_path: Path, **train_judge) -> StageContext:
     label = tmp_path / "label"
     label.mkdir()
     ctx = context(tmp_path, {"prepare": prepared, "sample": sample, "label": label}, train_judge=train_judge)
-    questions = plan_questions(ctx, 1)
+    questions = list(plan_questions(ctx, 1))
     votes = []
     for q in questions:
         real = "first" if q.first.clip_id.startswith("train") else "second"
@@ -285,7 +285,7 @@ def test_with_a_share_only_verdicts_for_the_real_clip_teach(tmp_path):
 def test_some_questions_are_answered_again_where_one_ballot_left_nothing_to_compare(tmp_path):
     """Each order of a label question has one vote here, so its votes alone can make no row."""
     ctx = labelled(tmp_path, own_questions=6, own_ballots=3, own_min_margin=0.0)
-    questions = plan_questions(ctx, 1)
+    questions = list(plan_questions(ctx, 1))
     once = [vote(q, s, 0, "first") for q in questions for s in (False, True)]
     write_votes(ctx.inputs["label"] / "votes.parquet", questions, once)
     rows, drops = own_votes(ctx)

@@ -266,7 +266,7 @@ def test_huvidpo_people_decide_and_the_winners_first_frame_is_given(finished, tm
     for i, p in enumerate(run.pairs):
         frame = to_tensor(read_clip(files[p["winner_id"]])[0][:1])
         torch.testing.assert_close(pairs.condition([i])["held_frame"], model.encode(frame))
-        torch.testing.assert_close(pairs.losers[i], read_latents(model, files[p["loser_id"]]))
+        torch.testing.assert_close(pairs.losers[[i]][0], read_latents(model, files[p["loser_id"]]))
     # and every clip that is filmed begins with the first frame of an anchor of its caption
     anchors = {a["anchor_id"]: a for a in run.table("prepare", "anchors")}
     takes = run.table("evaluate", "takes")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,8 +21,9 @@ from loop.models import resolve_model
 from loop.stages import StageContext
 from reward.voting import DimensionVerdict, Verdict
 
-_ROWS_A_GROUP = 2**20  # what pyarrow puts into a row group; a multiple of the next number
+_ROWS_A_GROUP = 2**14  # what a writer holds at most; a multiple of the next number
 _ROWS_AT_ONCE = 2**12
+T = TypeVar("T")
 
 
 def load_generator(ctx: StageContext, update: Path | None) -> VideoModel:
@@ -31,22 +33,41 @@ def load_generator(ctx: StageContext, update: Path | None) -> VideoModel:
     return load_model(config, update / "checkpoint" if update else None, device())
 
 
-def read_table(
+def iter_table(
     path: Path, columns: Sequence[str] | None = None, where: Mapping[str, Any] | None = None
-) -> list[dict[str, Any]]:
-    """Rows of a table, or these columns of the rows that have the values of `where`.
+) -> Iterator[dict[str, Any]]:
+    """Rows of a table as they are asked for, or these columns of the rows that have the values of `where`.
 
-    What is left out never becomes Python objects, which take ten times the room.
+    A few thousand rows are in memory at a time. What is left out never becomes Python objects, which take ten
+    times the room.
     """
     where = where or {}
     read = None if columns is None else list(dict.fromkeys([*columns, *where]))
-    rows: list[dict[str, Any]] = []
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(_ROWS_AT_ONCE, columns=read):
             for name, value in where.items():
                 batch = batch.filter(pc.equal(batch.column(name), value))
-            rows += (batch if columns is None else batch.select(list(columns))).to_pylist()
-    return rows
+            yield from (batch if columns is None else batch.select(list(columns))).to_pylist()
+
+
+def read_table(
+    path: Path, columns: Sequence[str] | None = None, where: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """All that `iter_table` gives."""
+    return list(iter_table(path, columns, where))
+
+
+def batches(rows: Iterable[T], size: int) -> Iterator[list[T]]:
+    """`rows` in lists of `size`, the last one shorter; nothing more is held."""
+    rows = iter(rows)
+    while batch := list(islice(rows, size)):
+        yield batch
+
+
+def neighbours(rows: Iterable[T], key: Callable[[T], Any]) -> Iterator[list[T]]:
+    """Rows that follow each other with one key, as a list each."""
+    for _, group in groupby(rows, key):
+        yield list(group)
 
 
 class TableWriter:

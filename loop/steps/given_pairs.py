@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from loop.config import CampaignConfig
@@ -27,6 +28,13 @@ class Given:
     held: HeldOut = field(default_factory=lambda: HeldOut({}, {}))
     human: Rows = ()
 
+    @cached_property
+    def by_caption(self) -> Mapping[str, Sequence[TrainingAnchor]]:
+        found: dict[str, list[TrainingAnchor]] = defaultdict(list)
+        for anchor in self.anchors:
+            found[anchor["caption"]].append(anchor)
+        return found
+
     @staticmethod
     def read(ctx: StageContext) -> Given:
         return Given(ctx.round, training_anchors(ctx), held_out(ctx), human_pairs(ctx.inputs["prepare"]))
@@ -43,15 +51,12 @@ def real_winners(
     """
     if config.pair.real_wins != "always":
         return
-    by_caption: dict[str, list[TrainingAnchor]] = defaultdict(list)
-    for anchor in given.anchors:
-        by_caption[anchor["caption"]].append(anchor)
     by_prompt: dict[str, list[dict]] = defaultdict(list)
     for take in takes.values():
-        if take["kind"] == "fresh" and take["prompt"] in by_caption:
+        if take["kind"] == "fresh" and take["prompt"] in given.by_caption:
             by_prompt[take["prompt_id"]].append(take)
     for prompt_id, losers in by_prompt.items():
-        own = by_caption[losers[0]["prompt"]]
+        own = given.by_caption[losers[0]["prompt"]]
         [drawn] = draw(own, 1, given.round, config.seed, f"real {prompt_id}")
         for take in losers[: config.label.against_real]:
             winner = take["anchor_id"] or drawn["anchor_id"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 from loop.held_out import anchors_of
 from loop.models import with_weights
 from loop.stages import StageContext
-from loop.steps.common import write_table
+from loop.steps.common import batches, write_table
 from loop.steps.questions import StoredClip
 from reward.config import JudgeConfig, VotingConfig
 from reward.judge import Judge, check_votes, load_judge
@@ -105,29 +105,29 @@ def ask(
     `dimension` decides when a question stops, where `voting` lets it stop early. What is averaged over
     questions must not: give it VotingConfig(num_ballots=…).
     """
-    shards = ask_in_shards(ctx, judge, questions, voting, name, dimension)
+    shards = ask_in_shards(ctx, judge, questions, len(questions), voting, name, dimension)
     return [vote for _, votes in shards for vote in votes]
 
 
 def ask_in_shards(
     ctx: StageContext,
     judge: Judge,
-    questions: Sequence[Question],
+    questions: Iterable[Question],
+    num_questions: int,
     voting: VotingConfig,
     name: str,
     dimension: str = "overall",
 ) -> Iterator[tuple[Sequence[Question], list[Vote]]]:
-    """The same, a few questions with their votes at a time, for more votes than memory should hold."""
+    """The same, a few questions with their votes at a time, for more of them than memory should hold."""
 
     def vote(asks: Sequence[Ask]) -> list[Vote]:
         return check_votes(asks, judge.vote(asks), type(judge).__name__)
 
-    ctx.progress.start(len(questions), "questions")
+    ctx.progress.start(num_questions, "questions")
     reasons: set[str] = set()
     first_reply, num_votes, has_answer = "", 0, False
-    for start in range(0, len(questions), _SHARD):
-        shard = questions[start : start + _SHARD]
-        path = ctx.scratch / f"{name}-{start:06d}.json"
+    for number, shard in enumerate(batches(questions, _SHARD)):
+        path = ctx.scratch / f"{name}-{number * _SHARD:06d}.json"
         if path.exists():
             votes = [Vote(**row) for row in json.loads(path.read_text())]
         else:

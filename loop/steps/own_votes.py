@@ -33,8 +33,9 @@ def own_votes(ctx: StageContext) -> tuple[list[PreferenceRow], dict[str, int]]:
     enough for right and wrong paths to the same message. Also returns how many questions gave no row, by
     reason.
     """
-    questions = {q.id: q for q in plan_questions(ctx, ctx.round - 1)}
     asks_again = ctx.config.train_judge.own_questions is not None
+    planned = _drawn_questions(ctx) if asks_again else plan_questions(ctx, ctx.round - 1)
+    questions = {q.id: q for q in planned}
     votes = _ask_again(ctx, list(questions.values())) if asks_again else _votes(ctx)
     verdicts = (
         {name: apply(fold(questions[name], cast), {}) for name, cast in votes.items()}
@@ -76,11 +77,17 @@ def _limits(ctx: StageContext) -> CertaintyConfig:
     return CertaintyConfig(min_margin=settings.own_min_margin, min_votes=settings.own_ballots)
 
 
-def _ask_again(ctx: StageContext, questions: list[Question]) -> dict[str, list[Vote]]:
-    """Votes on a drawn part of the questions, by question; ballot 0 of each is the one that label cast."""
+def _drawn_questions(ctx: StageContext) -> list[Question]:
+    """Those of the previous round that are asked again."""
+    num = sum(1 for _ in plan_questions(ctx, ctx.round - 1))
+    order = np.random.default_rng(derive_seed(ctx.seed, "own")).permutation(num)
+    drawn = set(order[: ctx.config.train_judge.own_questions].tolist())
+    return [q for i, q in enumerate(plan_questions(ctx, ctx.round - 1)) if i in drawn]
+
+
+def _ask_again(ctx: StageContext, some: list[Question]) -> dict[str, list[Vote]]:
+    """Votes on questions, by question; ballot 0 of each is the one that label cast."""
     settings = ctx.config.train_judge
-    drawn = np.random.default_rng(derive_seed(ctx.seed, "own")).permutation(len(questions))
-    some = [questions[i] for i in sorted(drawn[: settings.own_questions])]
     judge = open_judge(ctx, ctx.inputs.get("judge_parent"))
     try:
         cast = ask(ctx, judge, some, VotingConfig(num_ballots=settings.own_ballots), "own")

@@ -3,47 +3,84 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from loop.config import CampaignConfig
 from loop.stages import StageContext, derive_seed
-from loop.steps.common import read_table, verdicts_of, write_json, write_table
+from loop.steps.common import TableWriter, batches, iter_table, verdicts_of, write_json, write_table
 from loop.steps.given_pairs import Given, human_preferences, real_winners
-from loop.steps.preference import DROPPED, DROPS, PAIRS, Drops, Preference, worth_of
+from loop.steps.preference import DROPPED, DROPS, PAIRS, Drops, Preference, Spool, worth_of
+from loop.steps.sample import takes_together
 from reward.certainty import least_certainties, why_not_confident
 from reward.config import CertaintyConfig
 
+_PROMPTS_AT_ONCE = 2**8
+_COINS_AT_ONCE = 2**16
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """All takes of some prompts and anchors by id, and all verdicts on them (rows of verdicts.parquet)."""
+
+    takes: dict[str, dict[str, Any]]
+    verdicts: list[dict[str, Any]]
+
+
+Chunks = Callable[[], Iterable[Chunk]]  # what is too much for memory is read again, not kept
+
 
 def run(ctx: StageContext) -> None:
-    columns = ("take_id", "kind", "prompt_id", "prompt", "anchor_id")
-    takes = {t["take_id"]: t for t in read_table(ctx.inputs["sample"] / "takes.parquet", columns)}
-    write_preferences(ctx, read_verdicts(ctx), takes)
+    write_preferences(ctx, lambda: read_chunks(ctx))
 
 
-def read_verdicts(ctx: StageContext) -> list[dict[str, Any]]:
+def read_chunks(ctx: StageContext) -> Iterator[Chunk]:
+    """The round's takes with their verdicts, which stand in the same order (plan_questions).
+
+    Raises ValueError for a verdict on no take of the round.
+    """
+    verdicts = read_verdicts(ctx)
+    head = next(verdicts, None)
+    for together in batches(takes_together(ctx.inputs["sample"]), _PROMPTS_AT_ONCE):
+        chunk = Chunk({t["take_id"]: t for takes in together for t in takes}, [])
+        while head and (head["first_id"] in chunk.takes or head["second_id"] in chunk.takes):
+            chunk.verdicts.append(head)
+            head = next(verdicts, None)
+        yield chunk
+    if head:
+        raise ValueError(
+            f"verdict {head['question_id']} is about {head['first_id']} and {head['second_id']}, of which "
+            "the round filmed none, or not at this place: `retake verify` says whether a table was changed"
+        )
+
+
+def read_verdicts(ctx: StageContext) -> Iterator[dict[str, Any]]:
     """The rows of verdicts.parquet that preferences are made of."""
-    return read_table(ctx.inputs["label"] / "verdicts.parquet", where={"dimension": "overall"})
+    return iter_table(ctx.inputs["label"] / "verdicts.parquet", where={"dimension": "overall"})
 
 
-def write_preferences(
-    ctx: StageContext, verdicts: list[dict[str, Any]], takes: dict[str, dict[str, Any]]
-) -> None:
+def write_preferences(ctx: StageContext, chunks: Chunks) -> None:
     """pairs.parquet, drops.parquet with dropped.parquet, and metrics.json of a round."""
     latent_segments = json.loads((ctx.inputs["prepare"] / "clip.json").read_text())["latent_segments"]
-    preferences, drops = make_preferences(
-        verdicts, takes, latent_segments, ctx.config, ctx.seed, Given.read(ctx)
-    )
-    rows = [{**vars(p), "pair_id": p.pair_id} for p in preferences]
-    write_table(ctx.out / "pairs.parquet", rows, PAIRS)
+    kept: Counter[str] = Counter()
+    with (
+        TableWriter(ctx.out / "dropped.parquet", DROPPED) as dropped,
+        TableWriter(ctx.out / "pairs.parquet", PAIRS) as pairs,
+    ):
+        drops = Drops(lambda row: dropped.add([row]))
+        spool = Spool(ctx.scratch / "preferences.arrow")
+        maker = Maker(ctx.config, ctx.seed, latent_segments, Given.read(ctx), drops, spool)
+        for p in maker.preferences(chunks):
+            kept[p.source] += 1
+            pairs.add([{**vars(p), "pair_id": p.pair_id}])
     counted = [{"source": s, "reason": r, "count": n} for (s, r), n in sorted(drops.items())]
     write_table(ctx.out / "drops.parquet", counted, DROPS)
-    write_table(ctx.out / "dropped.parquet", drops.rows, DROPPED)
-    kept = Counter(p.source for p in preferences)
     write_json(ctx.out / "metrics.json", {"kept": dict(sorted(kept.items())), "dropped": sum(drops.values())})
 
 
@@ -55,64 +92,105 @@ def make_preferences(
     seed: int,
     given: Given | None = None,
 ) -> tuple[list[Preference], Drops]:
-    """All preferences of a round, and how many were dropped by (source, reason).
+    """All preferences of a round that fits into memory, and how many were dropped by (source, reason)."""
+    drops = Drops()
+    with tempfile.TemporaryDirectory() as folder:
+        spool = Spool(Path(folder) / "preferences.arrow")
+        maker = Maker(config, seed, latent_segments, given or Given(), drops, spool)
+        return list(maker.preferences(lambda: [Chunk(takes, verdicts)])), drops
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Makes the preferences of a round: candidates chunk by chunk, which wait in `spool` to be put in order.
 
     A pair's weight is that of its source, times what its certainty is worth where `pair.weights` says so.
     """
-    drops = Drops()
-    given = given or Given()
-    found = [
-        *_fresh(verdicts, takes, len(latent_segments), config, drops),
-        *_guided(verdicts, takes, latent_segments, config, drops),
-        *_real(verdicts, takes, len(latent_segments), config, drops),
-        *real_winners(takes, given, len(latent_segments), config),
-        *human_preferences(given, len(latent_segments), config, drops),
-    ]
-    kept: list[Preference] = []
-    for source in ("fresh", "guided", "real", "human"):
-        settings = getattr(config.pair.sources, source)
-        rows = sorted((p for p in found if p.source == source), key=lambda p: (-p.certainty, p.pair_id))
-        most = len(rows) if settings.max is None else settings.max
-        for p in rows[most:]:
-            drops.clips(source, "over_the_source_limit", p.winner_id, p.loser_id)
-        for p in rows[:most]:
-            weight = settings.weight * (p.worth if config.pair.weights == "certainty" else 1.0)
-            if weight > 0:
-                kept.append(replace(p, weight=weight))
-            else:
-                reason = "source_switched_off" if settings.weight == 0 else "worth_nothing"
-                drops.clips(source, reason, p.winner_id, p.loser_id)
-    if config.pair.control == "random_labels":
-        kept = _random_labels(kept, seed)
-    return kept, drops
+
+    config: CampaignConfig
+    seed: int
+    latent_segments: list[int]
+    given: Given
+    drops: Drops
+    spool: Spool
+
+    def preferences(self, chunks: Chunks) -> Iterator[Preference]:
+        """Those to train on, source by source, the most certain first."""
+        self.spool.fill(self._candidates(chunks))
+        if self.config.pair.control == "random_labels":
+            yield from _random_labels(self._kept(), self.seed)
+        else:
+            yield from self._kept()
+
+    def _candidates(self, chunks: Chunks) -> Iterator[Preference]:
+        config, drops, num_latents = self.config, self.drops, len(self.latent_segments)
+        least = {kind: self._least(chunks, of) for kind, of in _COMPETE.items()}
+        for chunk in chunks():
+            yield from _fresh(chunk, num_latents, config, least["fresh"], drops)
+            yield from _guided(chunk, self.latent_segments, config, least["guided"], drops)
+            yield from _real(chunk, num_latents, config, least["real"], drops)
+            yield from real_winners(chunk.takes, self.given, num_latents, config)
+        yield from human_preferences(self.given, num_latents, config, drops)
+
+    def _least(
+        self, chunks: Chunks, compete: Callable[[Chunk, CampaignConfig], list[dict]]
+    ) -> dict[str, float]:
+        """By calibrated kind the certainty to reach; a target precision is that of all that compete."""
+        verdicts = (v for chunk in chunks() for v in verdicts_of(compete(chunk, self.config)).values())
+        return least_certainties(verdicts, "overall", self.config.certainty)
+
+    def _kept(self) -> Iterator[Preference]:
+        for source in ("fresh", "guided", "real", "human"):
+            settings = getattr(self.config.pair.sources, source)
+            for number, p in enumerate(self.spool.most_certain_first(source)):
+                if settings.max is not None and number >= settings.max:
+                    self.drops.clips(source, "over_the_source_limit", p.winner_id, p.loser_id)
+                    continue
+                weight = settings.weight * (p.worth if self.config.pair.weights == "certainty" else 1.0)
+                if weight > 0:
+                    yield replace(p, weight=weight)
+                else:
+                    reason = "source_switched_off" if settings.weight == 0 else "worth_nothing"
+                    self.drops.clips(source, reason, p.winner_id, p.loser_id)
 
 
 def _fresh(
-    verdicts: list[dict], takes: dict, num_latents: int, config: CampaignConfig, drops: Drops
+    chunk: Chunk, num_latents: int, config: CampaignConfig, least: dict[str, float], drops: Drops
 ) -> Iterator[Preference]:
-    by_prompt: dict[str, list[dict]] = defaultdict(list)
-    for v in verdicts:
-        if v["kind"] == "take_take" and takes[v["first_id"]]["kind"] == "fresh":
-            by_prompt[takes[v["first_id"]]["prompt_id"]].append(v)
     if config.pair.strategy == "ranked":
-        for asked in by_prompt.values():
-            yield from _ranked(asked, takes, num_latents, config, drops)
+        for asked in _by_prompt(chunk):
+            yield from _ranked(asked, chunk.takes, num_latents, config, drops)
         return
-    candidates: list[dict] = []
-    for asked in by_prompt.values():
-        best = None if config.pair.strategy == "all" else _best_against_worst(asked)
+    candidates = _fresh_that_compete(chunk, config)
+    chosen = {v["question_id"] for v in candidates}
+    for asked in _by_prompt(chunk):
         for v in asked:
-            if best is None or v is best:
-                candidates.append(v)
-            else:
+            if v["question_id"] not in chosen:
                 drops.verdict("fresh", "not_best_against_worst", v)
-    why_not = _why_not(candidates, config.certainty)
+    why_not = _why_not(candidates, config.certainty, least)
     for v in candidates:
         reason = why_not[v["question_id"]]
         if reason:
             drops.verdict("fresh", reason, v)
         else:
-            yield _of_verdict("fresh", v, takes[v["first_id"]], num_latents)
+            yield _of_verdict("fresh", v, chunk.takes[v["first_id"]], num_latents)
+
+
+def _by_prompt(chunk: Chunk) -> Iterable[list[dict]]:
+    """The verdicts between fresh takes, prompt by prompt."""
+    found: dict[str, list[dict]] = defaultdict(list)
+    for v in chunk.verdicts:
+        if v["kind"] == "take_take" and chunk.takes[v["first_id"]]["kind"] == "fresh":
+            found[chunk.takes[v["first_id"]]["prompt_id"]].append(v)
+    return found.values()
+
+
+def _fresh_that_compete(chunk: Chunk, config: CampaignConfig) -> list[dict]:
+    if config.pair.strategy == "ranked":
+        return []
+    if config.pair.strategy == "all":
+        return [v for asked in _by_prompt(chunk) for v in asked]
+    return [_best_against_worst(asked) for asked in _by_prompt(chunk)]
 
 
 def _ranks(asked: list[dict]) -> dict[str, float]:
@@ -162,12 +240,12 @@ def _ranked(
 
 
 def _guided(
-    verdicts: list[dict], takes: dict, latent_segments: list[int], config: CampaignConfig, drops: Drops
+    chunk: Chunk, latent_segments: list[int], config: CampaignConfig, least: dict[str, float], drops: Drops
 ) -> Iterator[Preference]:
     """Pairs of one anchor; each latent frame's sign is its segment's verdict (DenseDPO, section 4.2)."""
     by_pair: dict[tuple[str, str], list[dict]] = defaultdict(list)
-    segments = [v for v in verdicts if v["kind"] == "segment"]
-    why_not = _why_not(segments, config.certainty)
+    segments = _segments(chunk, config)
+    why_not = _why_not(segments, config.certainty, least)
     for v in segments:
         by_pair[min(v["first_id"], v["second_id"]), max(v["first_id"], v["second_id"])].append(v)
     for (one, other), asked in by_pair.items():
@@ -186,7 +264,7 @@ def _guided(
             drops.clips("guided", "too_few_signed_segments", one, other)
             continue
         winner, loser = (one, other) if sum(signs) >= 0 else (other, one)
-        take = takes[winner]
+        take = chunk.takes[winner]
         yield Preference(
             "guided", take["prompt_id"], take["prompt"], winner, loser,
             [s if winner == one else -s for s in signs], 1.0, float(np.mean(certainties)),
@@ -194,13 +272,17 @@ def _guided(
         )  # fmt: skip
 
 
+def _segments(chunk: Chunk, config: CampaignConfig) -> list[dict]:
+    return [v for v in chunk.verdicts if v["kind"] == "segment"]
+
+
 def _real(
-    verdicts: list[dict], takes: dict, num_latents: int, config: CampaignConfig, drops: Drops
+    chunk: Chunk, num_latents: int, config: CampaignConfig, least: dict[str, float], drops: Drops
 ) -> Iterator[Preference]:
     """The real clip wins (RealDPO), where the blind judge agrees or, by `pair.real_wins`, does not object."""
-    asked = [v for v in verdicts if v["kind"] == "take_real"]
+    asked, takes = _against_real(chunk, config), chunk.takes
     assert not asked or config.pair.real_wins != "always", "then no such question is asked"
-    why_not = _why_not(asked, config.certainty)
+    why_not = _why_not(asked, config.certainty, least)
     for v in asked:
         first_is_take = v["first_id"] in takes
         ids = v["first_id"], v["second_id"]
@@ -220,6 +302,18 @@ def _real(
                 "real", takes[take_id], anchor_id, take_id, num_latents, v["certainty"], v["question_id"],
                 _worth(v, supports),
             )  # fmt: skip
+
+
+def _against_real(chunk: Chunk, config: CampaignConfig) -> list[dict]:
+    return [v for v in chunk.verdicts if v["kind"] == "take_real"]
+
+
+# by source the verdicts among which a target precision is reached
+_COMPETE: dict[str, Callable[[Chunk, CampaignConfig], list[dict]]] = {
+    "fresh": _fresh_that_compete,
+    "guided": _segments,
+    "real": _against_real,
+}
 
 
 def _of_verdict(source: str, v: dict, take: dict, num_latents: int) -> Preference:
@@ -248,20 +342,17 @@ def _worth(v: dict, supports: Literal[-1, 0, 1] = 1) -> float:
     return worth_of(v["certainty"], v["calibrated_for"] is not None, supports)
 
 
-def _why_not(rows: list[dict], limits: CertaintyConfig) -> dict[str, str | None]:
+def _why_not(rows: list[dict], limits: CertaintyConfig, least: dict[str, float]) -> dict[str, str | None]:
     """By question why its row of verdicts.parquet is not certain enough to train on, or None.
 
-    `rows` are all that compete: a target precision is that of those of them that are kept.
+    `least` is the certainty that a target precision asks for, by calibrated kind.
     """
-    verdicts = verdicts_of(rows)
-    least = least_certainties(verdicts.values(), "overall", limits)
-    return {name: why_not_confident(v, "overall", limits, least) for name, v in verdicts.items()}
+    return {name: why_not_confident(v, "overall", limits, least) for name, v in verdicts_of(rows).items()}
 
 
-def _random_labels(rows: list[Preference], seed: int) -> list[Preference]:
+def _random_labels(rows: Iterable[Preference], seed: int) -> Iterator[Preference]:
     """The control arm: every pair's sign by coin, those of real clips and people included."""
-    coins = np.random.default_rng(derive_seed(seed, "random labels")).integers(2, size=len(rows))
-    return [
-        replace(p, winner_id=p.loser_id, loser_id=p.winner_id) if coin else p
-        for p, coin in zip(rows, coins, strict=True)
-    ]
+    rng = np.random.default_rng(derive_seed(seed, "random labels"))
+    for some in batches(rows, _COINS_AT_ONCE):
+        for p, coin in zip(some, rng.integers(2, size=len(some)), strict=True):
+            yield replace(p, winner_id=p.loser_id, loser_id=p.winner_id) if coin else p

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+
+from loop.steps.common import batches
 
 PAIRS = pa.schema(
     [
@@ -27,6 +32,7 @@ DROPS = pa.schema([("source", pa.string()), ("reason", pa.string()), ("count", p
 DROPPED = pa.schema(
     [(name, pa.string()) for name in ("source", "reason", "question_id", "first_id", "second_id")]
 )
+_AT_ONCE = 2**12  # preferences in memory
 
 
 @dataclass(frozen=True)
@@ -54,11 +60,15 @@ class Preference:
 
 
 class Drops(Counter[tuple[str, str]]):
-    """How much was dropped, by (source, reason); `rows` (DROPPED) name the questions and pairs of clips."""
+    """How much was dropped, by (source, reason).
 
-    def __init__(self) -> None:
+    A row of DROPPED for each question or pair of clips goes to `keep`, else to `rows`.
+    """
+
+    def __init__(self, keep: Callable[[dict[str, str | None]], None] | None = None) -> None:
         super().__init__()
         self.rows: list[dict[str, str | None]] = []
+        self._keep = keep or self.rows.append
 
     def verdict(self, source: str, reason: str, v: Mapping[str, Any]) -> None:
         """One row of verdicts.parquet is dropped."""
@@ -71,7 +81,33 @@ class Drops(Counter[tuple[str, str]]):
     def _note(self, source: str, reason: str, question_id: str | None, first_id: str, second_id: str) -> None:
         self[source, reason] += 1
         values = (source, reason, question_id, first_id, second_id)
-        self.rows.append(dict(zip(DROPPED.names, values, strict=True)))
+        self._keep(dict(zip(DROPPED.names, values, strict=True)))
+
+
+class Spool:
+    """Preferences in a file, as columns, so that many can be put in order with few of them in memory."""
+
+    _SCHEMA = PAIRS.append(pa.field("worth", pa.float64()))
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def fill(self, preferences: Iterable[Preference]) -> None:
+        with pa.OSFile(str(self._path), "wb") as file, pa.ipc.new_file(file, self._SCHEMA) as writer:
+            for some in batches(preferences, _AT_ONCE):
+                rows = [{**vars(p), "pair_id": p.pair_id} for p in some]
+                writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=self._SCHEMA))
+
+    def most_certain_first(self, source: str) -> Iterator[Preference]:
+        """Those of a source by falling certainty, equal ones by their pair_id."""
+        with pa.memory_map(str(self._path)) as file:
+            table = pa.ipc.open_file(file).read_all()  # maps the file, copies nothing
+            here = np.flatnonzero(pc.equal(table["source"], source).to_numpy())
+            keys = table.select(["certainty", "pair_id"]).take(here)
+            order = pc.sort_indices(keys, [("certainty", "descending"), ("pair_id", "ascending")])
+            for some in batches(here[order.to_numpy()], _AT_ONCE):
+                for row in table.take(some).drop_columns("pair_id").to_pylist():
+                    yield Preference(**row)
 
 
 def worth_of(certainty: float, calibrated: bool, supports: Literal[-1, 0, 1] = 1) -> float:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,7 @@ from loop.held_out import (
     training_prompts,
 )
 from loop.stages import StageContext, derive_seed
-from loop.steps.common import load_generator, write_table
+from loop.steps.common import iter_table, load_generator, neighbours, write_table
 from loop.steps.conditions import condition_of
 
 T = TypeVar("T")
@@ -93,7 +93,7 @@ def _warn_of_too_few(
 def film(
     ctx: StageContext,
     model: VideoModel,
-    takes: list[Take],
+    takes: Sequence[Take] | TakePlan,
     anchor_files: dict[str, Path],
     folder: str = "clips",
 ) -> None:
@@ -169,51 +169,64 @@ def with_anchors(
     return [p for p in prompts if not config.sample.first_frame or p["text"] in captions]
 
 
+@dataclass(frozen=True)
+class TakePlan:
+    """What a round films, in order: prompts and anchors are drawn, a Take is made when it is asked for.
+
+    fresh: prompts, each with the anchor that its takes begin with (sample.first_frame) or None; guided:
+    anchors with their η and their prompt's id.
+    """
+
+    config: CampaignConfig
+    round: int
+    fresh: list[tuple[TrainingPrompt, str | None]]
+    guided: list[tuple[TrainingAnchor, float, str]]
+
+    def __len__(self) -> int:
+        return len(self.fresh) * self.config.sample.fresh.takes_per_prompt + len(self.guided) * 2
+
+    def __iter__(self) -> Iterator[Take]:
+        for p, anchor in self.fresh:
+            for n in range(self.config.sample.fresh.takes_per_prompt):
+                name = f"r{self.round:03d}-fresh-{p['prompt_id']}-{n}"
+                yield Take(name, "fresh", p["prompt_id"], p["text"], p["category"], self._seed(name), anchor)
+        for a, eta, prompt_id in self.guided:
+            for n in range(2):
+                name = f"r{self.round:03d}-guided-{a['anchor_id']}-{n}"
+                yield Take(
+                    name, "guided", prompt_id, a["caption"], a["category"], self._seed(name),
+                    a["anchor_id"], eta, n,
+                )  # fmt: skip
+
+    def _seed(self, name: str) -> int:
+        return derive_seed(self.config.seed, "take", name)
+
+
 def plan_takes(
     config: CampaignConfig,
     round_number: int,
     prompts: Sequence[TrainingPrompt],
     anchors: Sequence[TrainingAnchor],
-) -> list[Take]:
+) -> TakePlan:
     """What to film this round.
 
     Prompts are drawn without replacement from a seeded order that goes on from round to round. Both takes of
     a guided pair share one η: a different one on each side is a shortcut that the policy learns (DenseDPO,
-    section 4.1).
+    section 4.1). Takes of one prompt follow each other, and so do those of one anchor.
     """
-    takes: list[Take] = []
-    fresh, guided = config.sample.fresh, config.sample.guided
     usable = with_anchors(config, prompts, anchors)
     captioned: dict[str, list[TrainingAnchor]] = defaultdict(list)
     for anchor in anchors:
         captioned[anchor["caption"]].append(anchor)
-    for p in draw(usable, fresh.num_prompts, round_number, config.seed, "prompts"):
-        for n in range(fresh.takes_per_prompt):
-            name = f"r{round_number:03d}-fresh-{p['prompt_id']}-{n}"
-            takes.append(
-                Take(
-                    name,
-                    "fresh",
-                    p["prompt_id"],
-                    p["text"],
-                    p["category"],
-                    derive_seed(config.seed, "take", name),
-                    anchor_of(config, captioned[p["text"]], p, round_number),
-                )
-            )
+    drawn = draw(usable, config.sample.fresh.num_prompts, round_number, config.seed, "prompts")
+    fresh = [(p, anchor_of(config, captioned[p["text"]], p, round_number)) for p in drawn]
     by_text = {p["text"]: p["prompt_id"] for p in prompts}
-    for a in draw(anchors, guided.num_anchors, round_number, config.seed, "anchors"):
+    guided = []
+    for a in draw(anchors, config.sample.guided.num_anchors, round_number, config.seed, "anchors"):
         rng = np.random.default_rng(derive_seed(config.seed, "eta", round_number, a["anchor_id"]))
-        eta = round(float(rng.uniform(*guided.eta)), 4)
-        for n in range(2):
-            name = f"r{round_number:03d}-guided-{a['anchor_id']}-{n}"
-            takes.append(
-                Take(
-                    name, "guided", by_text[a["caption"]], a["caption"], a["category"],
-                    derive_seed(config.seed, "take", name), a["anchor_id"], eta, n,
-                )
-            )  # fmt: skip
-    return takes
+        eta = round(float(rng.uniform(*config.sample.guided.eta)), 4)
+        guided.append((a, eta, by_text[a["caption"]]))
+    return TakePlan(config, round_number, fresh, guided)
 
 
 def draw(rows: Sequence[T], num: int, round_number: int, seed: int, what: str) -> list[T]:
@@ -237,7 +250,14 @@ def draw(rows: Sequence[T], num: int, round_number: int, seed: int, what: str) -
     return [rows[i] for i in picked]
 
 
-def _shards(takes: list[Take], size: int) -> Iterator[list[Take]]:
+def takes_together(sampled: Path) -> Iterator[list[dict[str, Any]]]:
+    """Rows of a sample artefact's takes.parquet: those of a prompt together, and those of a guided pair."""
+    columns = ("take_id", "kind", "prompt_id", "prompt", "file", "anchor_id")
+    takes = iter_table(sampled / "takes.parquet", columns)
+    return neighbours(takes, lambda t: (t["kind"], t["prompt_id" if t["kind"] == "fresh" else "anchor_id"]))
+
+
+def _shards(takes: Iterable[Take], size: int) -> Iterator[list[Take]]:
     """Takes in order; one shard holds one kind and one η, since they share a noise schedule."""
     shard: list[Take] = []
     for take in takes:

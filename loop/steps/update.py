@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from generator.config import UpdateConfig
 from generator.data import AnchorData, PairData
+from generator.latents import StoredLatents, store_latents
 from generator.models.base import VideoModel
 from generator.ranks import Ranks
 from generator.road import read_latents
@@ -19,9 +21,11 @@ from generator.train import update
 from loop import distributed
 from loop.held_out import training_anchors
 from loop.stages import StageContext, derive_seed
-from loop.steps.common import clip_paths, load_generator, read_table, write_json
+from loop.steps.common import clip_paths, iter_table, load_generator, read_table, write_json
 from loop.steps.conditions import shared_conditions
 from loop.stopping import finishing_steps
+
+_COLUMNS = ("pair_id", "prompt_id", "prompt", "winner_id", "loser_id", "signs", "weight")  # of pairs.parquet
 
 
 def run(ctx: StageContext) -> None:
@@ -32,7 +36,7 @@ def run(ctx: StageContext) -> None:
         ctx.log.info("the processes share the weights: %s", sharding)
     model = load_generator(ctx, None)
     parent = ctx.inputs.get("generator")
-    rows = read_table(ctx.inputs["pair"] / "pairs.parquet")
+    rows = read_table(ctx.inputs["pair"] / "pairs.parquet", _COLUMNS)
     if config.needs_pairs and not any(any(r["signs"]) for r in rows):
         _keep_parent(ctx, model, parent)
         return
@@ -106,19 +110,14 @@ def read_pairs(ctx: StageContext, model: VideoModel, rows: list[dict[str, Any]])
     """The round's preferences with the latents of their clips."""
     paths = clip_paths(ctx, "prepare", "sample")
     names = sorted({r["winner_id"] for r in rows} | {r["loser_id"] for r in rows})
-    shape = _latent_shape(ctx, model)
-    ctx.progress.start(len(names), "clips")
-    latents = {}
-    for name in names:
-        latents[name] = _of_shape(read_latents(model, paths[name]), shape, paths[name])
-        ctx.progress.advance()
+    latents, clip_of = _store(ctx, model, "pairs", [paths[name] for name in names]), _number(names)
     keys = [(r["prompt"], frame) for r, frame in zip(rows, _first_frames(ctx, rows, paths), strict=True)]
     conditions, number = shared_conditions(model, keys, ctx.config.data.clip.num_frames)
     return PairData(
         ids=[r["pair_id"] for r in rows],
         prompt_ids=[r["prompt_id"] for r in rows],
-        winners=_stack([latents[r["winner_id"]] for r in rows]),
-        losers=_stack([latents[r["loser_id"]] for r in rows]),
+        winners=latents.rows([clip_of[r["winner_id"]] for r in rows]),
+        losers=latents.rows([clip_of[r["loser_id"]] for r in rows]),
         conditions=conditions,
         condition_rows=[number[key] for key in keys],
         signs=torch.tensor([r["signs"] for r in rows], dtype=torch.int8),
@@ -135,7 +134,8 @@ def _first_frames(ctx: StageContext, rows: list[dict[str, Any]], paths: dict[str
     """
     if not ctx.config.sample.first_frame:
         return [None] * len(rows)
-    began = {t["take_id"]: paths[t["anchor_id"]] for t in read_table(ctx.inputs["sample"] / "takes.parquet")}
+    takes = iter_table(ctx.inputs["sample"] / "takes.parquet", ("take_id", "anchor_id"))
+    began = {t["take_id"]: paths[t["anchor_id"]] for t in takes}
     # either side may be an anchor: by coin in the control arm
     return [began.get(r["loser_id"]) or began.get(r["winner_id"]) or paths[r["winner_id"]] for r in rows]
 
@@ -145,21 +145,29 @@ def _anchors(ctx: StageContext, model: VideoModel) -> AnchorData:
     rng = np.random.default_rng(derive_seed(ctx.config.seed, "real", ctx.round))
     most = ctx.config.update.num_steps * ctx.config.update.anchors_per_step
     rows = [rows[i] for i in sorted(rng.permutation(len(rows))[:most])]
-    ctx.progress.start(len(rows), "anchors")
-    latents, shape = [], _latent_shape(ctx, model)
-    for row in rows:
-        path = ctx.inputs["prepare"] / row["file"]
-        latents.append(_of_shape(read_latents(model, path), shape, path))
-        ctx.progress.advance()
+    latents = _store(ctx, model, "anchors", [ctx.inputs["prepare"] / row["file"] for row in rows])
     begins = ctx.config.sample.first_frame
     keys = [(r["caption"], ctx.inputs["prepare"] / r["file"] if begins else None) for r in rows]
     conditions, number = shared_conditions(model, keys, ctx.config.data.clip.num_frames)
-    return AnchorData(torch.stack(latents), conditions, [number[key] for key in keys])
+    return AnchorData(latents, conditions, [number[key] for key in keys])
 
 
-def _latent_shape(ctx: StageContext, model: VideoModel) -> tuple[int, ...]:
+def _store(ctx: StageContext, model: VideoModel, what: str, clips: list[Path]) -> StoredLatents:
+    """The clips' latents, a row a clip, in files that go with the scratch folder."""
     clip = ctx.config.data.clip
-    return model.latent_shape(clip.num_frames, clip.height, clip.width)
+    shape = model.latent_shape(clip.num_frames, clip.height, clip.width)
+    return store_latents(
+        clips,
+        lambda path: _of_shape(read_latents(model, path), shape, path),
+        ctx.scratch / what,
+        shape,
+        lambda num: ctx.progress.start(num, "clips"),
+        ctx.progress.advance,
+    )
+
+
+def _number(names: Sequence[str]) -> dict[str, int]:
+    return {name: number for number, name in enumerate(names)}
 
 
 def _of_shape(latents: torch.Tensor, shape: tuple[int, ...], path: Path) -> torch.Tensor:
@@ -170,7 +178,3 @@ def _of_shape(latents: torch.Tensor, shape: tuple[int, ...], path: Path) -> torc
             "clips of a campaign have one length and size: restore the file, or start in another --dir"
         )
     return latents
-
-
-def _stack(tensors: list[torch.Tensor]) -> torch.Tensor:
-    return torch.stack(tensors) if tensors else torch.empty(0)
