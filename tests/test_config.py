@@ -29,6 +29,7 @@ def message(path: Path | str, *overrides: str) -> str:
 def test_every_shipped_config_is_valid():
     for name in shipped_configs():
         assert load_config(name).config == load_config(f"configs/{name}.yaml").config
+        assert load_config(name).config.alarms is not None  # what users start from does not fool itself
 
 
 def test_a_shipped_config_is_found_by_name_from_another_folder(tmp_path, monkeypatch):

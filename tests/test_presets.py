@@ -64,6 +64,7 @@ TINY = [
     "update.dtype=float32",
     "evaluate={num_seeds: 2, num_judged: 1, num_ballots: 1}",
     "gate={num_seeds: 1, num_ballots: 1}",
+    "alarms.num_probes=1",
 ]
 LEARNS = [
     "known_answers.num_train=8",

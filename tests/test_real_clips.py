@@ -46,6 +46,7 @@ SMALLER = [
     "update.num_steps=4",
     "evaluate.num_seeds=2",
     "gate.num_seeds=2",
+    "alarms.num_probes=1",
     "threads=1",
     "launch.min_free_gb=0",
 ]
