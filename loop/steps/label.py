@@ -57,34 +57,40 @@ def plan_questions(ctx: StageContext, round_number: int) -> Iterator[Question]:
     by_caption: dict[str, list[TrainingAnchor]] = defaultdict(list)
     for anchor in training_anchors(ctx):
         by_caption[anchor["caption"]].append(anchor)
-    facts = json.loads((ctx.inputs["prepare"] / "clip.json").read_text())
+    segments = _segments(ctx) if ctx.config.label.segments else {}
     scope = f"{ctx.config.seed}/{round_number}/label"
 
-    def question(kind: str, take: dict[str, Any], other: StoredClip, segment: int | None = None) -> Question:
-        span = (0, None) if segment is None else segment_frames(segment, facts["frames_per_segment"])
-        clips = _clip(ctx, take, *span), replace(other, start=span[0], stop=span[1])
+    def question(
+        kind: str, take: dict[str, Any], one: StoredClip, other: StoredClip, segment: int | None = None
+    ) -> Question:
         return make_question(
-            kind, take["prompt"], clips, ctx.config.judge.dimensions,
+            kind, take["prompt"], (one, other), ctx.config.judge.dimensions,
             scope=scope, group=take["prompt_id"], segment=segment,
         )  # fmt: skip
 
     for takes in takes_together(ctx.inputs["sample"]):
+        clips = [StoredClip(t["take_id"], ctx.inputs["sample"] / t["file"]) for t in takes]
         if takes[0]["kind"] == "guided":
-            one, other = takes
-            for segment in sorted(set(facts["latent_segments"])) if ctx.config.label.segments else []:
-                yield question("segment", one, _clip(ctx, other), segment)
+            for segment, (start, stop) in segments.items():
+                one, other = (replace(clip, start=start, stop=stop) for clip in clips)
+                yield question("segment", takes[0], one, other, segment)
             continue
-        for one, other in islice(combinations(takes, 2), ctx.config.label.max_take_pairs_per_prompt):
-            yield question("take_take", one, _clip(ctx, other))
+        pairs = islice(combinations(clips, 2), ctx.config.label.max_take_pairs_per_prompt)
+        for one, other in pairs:
+            yield question("take_take", takes[0], one, other)
         real = by_caption[takes[0]["prompt"]]
         asks_about_real = real and ctx.config.pair.real_wins != "always"
-        for take in takes[: ctx.config.label.against_real] if asks_about_real else []:
+        num = ctx.config.label.against_real if asks_about_real else 0
+        for take, clip in list(zip(takes, clips, strict=True))[:num]:
             # a take that begins with an anchor's first frame is compared with that anchor
             [drawn] = draw(real, 1, round_number, ctx.config.seed, f"real {take['take_id']}")
             anchor = next((a for a in real if a["anchor_id"] == take["anchor_id"]), drawn)
-            clip = StoredClip(anchor["anchor_id"], ctx.inputs["prepare"] / anchor["file"])
-            yield question("take_real", take, clip)
+            real_clip = StoredClip(anchor["anchor_id"], ctx.inputs["prepare"] / anchor["file"])
+            yield question("take_real", take, clip, real_clip)
 
 
-def _clip(ctx: StageContext, take: dict[str, Any], start: int = 0, stop: int | None = None) -> StoredClip:
-    return StoredClip(take["take_id"], ctx.inputs["sample"] / take["file"], start, stop)
+def _segments(ctx: StageContext) -> dict[int, tuple[int, int]]:
+    """The frames [start, stop) of every segment that a guided pair is judged on, by its number."""
+    facts = json.loads((ctx.inputs["prepare"] / "clip.json").read_text())
+    numbers = sorted(set(facts["latent_segments"]))
+    return {number: segment_frames(number, facts["frames_per_segment"]) for number in numbers}
