@@ -15,10 +15,12 @@ from pathlib import Path
 from loop.config import changed_keys
 from loop.config_file import LoadedConfig, load_config
 from loop.errors import UserError
+from loop.models import check_models
 from loop.pruned import read_pruned
 from loop.sizes import in_words
 from loop.stages import EVERY_ROUND, FIRST_ROUND, plan
 from loop.store import Store, read_manifest, write_atomically
+from loop.trackers import check_trackers
 
 FILE = "branch.json"
 # what rounds before and after have in common, or their curves could not be compared
@@ -59,6 +61,8 @@ def branch(source: Path, last_round: int, root: Path, overrides: Sequence[str]) 
         raise UserError(f"--from {last_round}: {source} has no such finished round; it has {have}")
     loaded = load_config(source / "resolved.json", [f"name={root.name}", *overrides])
     _check_common(source, loaded)
+    check_models(loaded.config)  # as `retake run` does, before anything is there
+    check_trackers(loaded.config.track)
     if loaded.config.rounds < last_round:
         raise UserError(f"rounds is {loaded.config.rounds}, but {last_round} are shared; give --rounds more")
     if root.exists():

@@ -101,3 +101,16 @@ def test_a_branch_that_died_before_its_first_launch_can_be_gone_on_with(source):
     before = (root / "campaign.yaml").read_text(), (root / "resolved.json").read_text()
     run_toy_campaign(loaded, Store(root))
     assert before == ((root / "campaign.yaml").read_text(), (root / "resolved.json").read_text())
+
+
+def test_what_a_launch_would_refuse_makes_no_branch(source, monkeypatch):
+    def missing(configured):
+        if configured:
+            raise UserError("track.0: the package wandb is not installed")
+
+    monkeypatch.setattr("loop.branch.check_trackers", missing)
+    with pytest.raises(UserError, match="wandb is not installed"):
+        branch(source, 1, source.with_name("other"), ["track=[{type: wandb, project: mine}]"])
+    with pytest.raises(UserError, match="train_judge"):
+        branch(source, 1, source.with_name("other"), ["train_judge.checkpoint_every=3"])
+    assert sorted(p.name for p in source.parent.iterdir()) == ["run", "toy.yaml"]
