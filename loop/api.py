@@ -16,10 +16,11 @@ from typing import Any
 import pandas as pd
 
 from loop.curves import is_kept, read_curves
+from loop.decision import read_decision
 from loop.errors import UserError
 from loop.frames import frame, read_parquet
 from loop.stages import plan
-from loop.status import State, find_run, read_status
+from loop.status import State, find_run, read_resolved, read_status
 from loop.store import MANIFEST, Store, read_manifest
 
 _MADE_BY_ROUND = "round-"  # before a take's id in evaluate's tables
@@ -46,7 +47,7 @@ class Campaign:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The resolved configuration as nested dictionaries: campaign.config["update"]["beta"]."""
-        return json.loads((self.path / "resolved.json").read_text(encoding="utf-8"))
+        return read_resolved(self.path)
 
     @property
     def state(self) -> State:
@@ -131,7 +132,7 @@ class Campaign:
             ("gate", "keep", "win_rate", "num_pairs"),
         ):
             for round, folder in self._artefacts(stage):
-                said = json.loads((folder / "gate.json").read_text(encoding="utf-8"))
+                said = read_decision(folder)
                 row = {name: said.get(name) for name in ("low", "high", "reason")}
                 row |= {"round": round, "stage": stage, "accepted": bool(said[key])}
                 names = [alarm["name"] for alarm in said.get("alarms", [])]

@@ -15,10 +15,12 @@ from pathlib import Path
 from loop.config import changed_keys
 from loop.config_file import LoadedConfig, load_config
 from loop.errors import UserError
+from loop.models import check_models
 from loop.pruned import read_pruned
 from loop.sizes import in_words
 from loop.stages import EVERY_ROUND, FIRST_ROUND, plan
 from loop.store import Store, read_manifest, write_atomically
+from loop.trackers import check_trackers
 
 FILE = "branch.json"
 # what rounds before and after have in common, or their curves could not be compared
@@ -59,10 +61,12 @@ def branch(source: Path, last_round: int, root: Path, overrides: Sequence[str]) 
         raise UserError(f"--from {last_round}: {source} has no such finished round; it has {have}")
     loaded = load_config(source / "resolved.json", [f"name={root.name}", *overrides])
     _check_common(source, loaded)
+    check_models(loaded.config)  # as `retake run` does, before anything is there
+    check_trackers(loaded.config.track)
     if loaded.config.rounds < last_round:
         raise UserError(f"rounds is {loaded.config.rounds}, but {last_round} are shared; give --rounds more")
     if root.exists():
-        raise UserError(f"{root} exists; choose another --dir")
+        raise UserError(f"{root} exists; {_how_to_go_on(source, last_round, root)}choose another --dir")
     steps = plan(last_round)
     _check_not_pruned(store, last_round)
     for step in steps:
@@ -79,10 +83,21 @@ def branch(source: Path, last_round: int, root: Path, overrides: Sequence[str]) 
         )
     origin = Origin(str(source.resolve()), last_round, last.fingerprint)
     write_atomically(part / FILE, json.dumps(asdict(origin), indent=1) + "\n")
+    # as its first launch writes them: from here on the run can be gone on with, whatever ends this process
+    write_atomically(part / "campaign.yaml", loaded.text)
+    write_atomically(part / "resolved.json", loaded.config.model_dump_json(indent=2) + "\n")
     (part / "lock").touch()  # makes it a run
     os.replace(part, root)
     Store(root).event("branched", run=origin.run, round=last_round)
     return loaded
+
+
+def _how_to_go_on(source: Path, last_round: int, root: Path) -> str:
+    """For whoever repeats the command because it was interrupted."""
+    origin = read_origin(root)
+    if origin is None or (origin.run, origin.round) != (str(source.resolve()), last_round):
+        return ""
+    return f"`retake run {root / 'resolved.json'} --dir {root}` goes on with that branch; else "
 
 
 def _check_not_pruned(store: Store, last_round: int) -> None:

@@ -3,13 +3,13 @@
 import contextlib
 import errno
 import importlib
-import json
 import os
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from loop.config_file import LoadedConfig
+from loop.decision import accepts
 from loop.errors import StageFailed, Stopped, UserError
 from loop.git_state import code_state, config_state
 from loop.past import Past, announce_power, out_of_patience
@@ -86,7 +86,7 @@ def run_rounds(runner: StageRunner) -> None:
             judge_parent=judge,
             earlier=past.judge_gate,
         )
-        if _accepts(judged, "use"):
+        if accepts(judged, "use"):
             judge = trained
 
         sample = run(k, "sample", prepare=prepared, generator=generator)
@@ -120,17 +120,13 @@ def run_rounds(runner: StageRunner) -> None:
             generator=generator,
             **past.watched(judge, judged, pair),
         )
-        kept = _accepts(gate, "keep")
+        kept = accepts(gate, "keep")
         if kept:
             generator, previous = update, evaluate
         runner.display.end_round(k, evaluate, gate)
         past.end_round(kept, judged, pair, gate)
         if out_of_patience(runner, k, past.rounds_without_promotion):
             break
-
-
-def _accepts(gate: Path, key: str) -> bool:
-    return bool(json.loads((gate / "gate.json").read_text(encoding="utf-8"))[key])
 
 
 def _report(store: Store, write_report: WriteReport | None) -> Path:

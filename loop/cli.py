@@ -84,6 +84,11 @@ def run(
                 from loop.power import plan_of_config
 
                 typer.echo(plan_of_config(loaded.config), err=True)
+            from loop.forecast import told_before
+            from loop.store import Store
+
+            if disk := told_before(Store(root), loaded.config):
+                typer.echo(disk, err=True)
             typer.echo(
                 f"the config is valid; no clip and no weights were read; the run directory would be {root}",
                 err=True,
@@ -283,7 +288,7 @@ def branch(
 
     with _exit_codes():
         source = find_run(run)
-        root = dir or source.with_name(f"{source.name}-from-{start}")
+        root = dir or _beside(source, f"-from-{start}")
         overrides = list(set or []) + ([f"rounds={rounds}"] if rounds is not None else [])
         loaded = branch_run(source, start, root, overrides)
         typer.echo(f"{root} begins with rounds 0 to {start} of {source}", err=True)
@@ -307,7 +312,7 @@ def export_vbench(
 
     with _exit_codes():
         source = find_run(run)
-        folder = out or source.with_name(f"{source.name}-round-{round}-vbench")
+        folder = out or _beside(source, f"-round-{round}-vbench")
         found = export(source, round, folder, full_info)
         for line in remarks(found):
             typer.echo(line, err=True)
@@ -403,6 +408,12 @@ def _run(loaded: "LoadedConfig", root: Path, how_to_resume: str) -> None:
         typer.echo(f"stopped by {stop}; {how_to_resume} resumes {root}", err=True)
         raise typer.Exit(STOPPED) from None
     typer.echo(f"done: open {report}")
+
+
+def _beside(run: Path, suffix: str) -> Path:
+    """A folder beside the run's, which may have been given as "." or ".."."""
+    named = run if run.name not in ("", "..") else run.resolve()
+    return named.with_name(named.name + suffix)
 
 
 def _on_a_terminal() -> bool:

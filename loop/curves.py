@@ -1,11 +1,11 @@
 """The curves of a campaign: one row per round and metric, read from the evaluate artefacts."""
 
 import difflib
-import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from loop.decision import accepts
 from loop.errors import UserError
 from loop.store import MANIFEST, round_folders
 from loop.table_files import finite
@@ -17,14 +17,19 @@ NUMBERS = ("value", "low", "high")
 def read_metrics(evaluate: Path) -> list[dict[str, Any]]:
     """Rows of one evaluate artefact's metrics.parquet, in stored order; [] if it wrote none.
 
-    A value or bound that could not be measured (null, NaN, infinite) is None.
+    A value or bound that could not be measured (null, NaN, infinite) is None. Raises UserError naming a file
+    that is damaged.
     """
     path = evaluate / "metrics.parquet"
     if not path.exists():
         return []
     import pyarrow.parquet  # slow to import, and `retake --help` comes through this file
 
-    rows = pyarrow.parquet.ParquetFile(path).read(columns=list(COLUMNS)).to_pylist()
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            rows = file.read(columns=list(COLUMNS)).to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(f"{path} cannot be read ({error}); `retake verify` names damaged files") from error
     return [{**row, **{name: finite(row[name]) for name in NUMBERS}} for row in rows]
 
 
@@ -101,4 +106,4 @@ def is_kept(folder: Path) -> bool | None:
         return True
     if not (folder / "gate" / "manifest.json").exists():
         return None
-    return json.loads((folder / "gate" / "gate.json").read_text())["keep"]
+    return accepts(folder / "gate", "keep")

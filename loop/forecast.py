@@ -81,6 +81,18 @@ def check_room(store: Store, config: CampaignConfig, round: int, display: Displa
         )
 
 
+def told_before(store: Store, config: CampaignConfig) -> str | None:
+    """For a dry run: what is known of the next round that the run would make; None where that is nothing."""
+    rounds = range(1, config.rounds + 1)
+    to_come = [k for k in rounds if not all(read_manifest(store.artefact(k, s)) for s in EVERY_ROUND)]
+    expected = forecast(store, config, to_come[0]) if to_come else None
+    if expected is None:
+        return None
+    there = _size_of(store.root / f"round-{to_come[0]:03d}")
+    folder = next(path for path in (store.root.absolute(), *store.root.absolute().parents) if path.is_dir())
+    return _announcement(expected, len(to_come), there, Store(folder).free_bytes())
+
+
 def forecast(store: Store, config: CampaignConfig, round: int) -> Forecast | None:
     """What `round` will take; None before anything is known of a clip or a model."""
     found = _from_models(store, config)
@@ -91,7 +103,8 @@ def forecast(store: Store, config: CampaignConfig, round: int) -> Forecast | Non
 
 
 def _announcement(expected: Forecast, left: int, there: int, free: int) -> str:
-    parts = f"clips {in_words(expected.clips)}, weights {in_words(expected.weights)}"
+    clips = in_words(expected.clips) if expected.clips else "not known before round 0"
+    parts = f"clips {clips}, weights {in_words(expected.weights)}"
     of = f" ({parts})" if expected.measured is None else ""
     beside = f", and {in_words(expected.checkpoints)} while it trains" if expected.checkpoints else ""
     to_come = max(0, expected.kept * left - there)

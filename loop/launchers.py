@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -30,6 +31,9 @@ MARK = "\x1e"  # before a worker's message to this process
 SECONDS_TO_END = SECONDS_FOR_A_STEP + 4.0
 SECONDS_TO_PRINT = 10.0
 SECONDS_FOR_A_SIGNAL = 0.5
+# accelerate ends with 1, whatever ended its processes: torch and accelerate print what it was
+_SAYS_KILLED = re.compile(r"exitcode\s*: -9\b|Signals\.SIGKILL")
+_LOST_A_PEER = re.compile(r"peer|connection|gloo|nccl", re.IGNORECASE)  # what the others raise of it
 
 
 class Launcher(Protocol):
@@ -129,8 +133,7 @@ class ProcessLauncher:
             encoding="utf-8", errors="replace", env=self.environment(), start_new_session=True,
         )  # fmt: skip
         assert process.stdout and process.stderr
-        printed = threading.Thread(target=_log_lines, args=(process.stderr,), daemon=True)
-        printed.start()
+        printed = _Printed(process.stderr)
         reports = _Reports(context)
         try:
             for line in process.stdout:
@@ -139,13 +142,16 @@ class ProcessLauncher:
             printed.join(SECONDS_TO_PRINT)
         finally:
             _end(process)
-        if reports.error is not None or code != 0 or not reports.done:
-            # A scheduler signals all processes of a job: our own signal, on its way, says more than this.
-            time.sleep(SECONDS_FOR_A_SIGNAL)
+        if reports.error is None and code == 0 and reports.done:
+            return
+        # A scheduler signals all processes of a job: our own signal, on its way, says more than this.
+        time.sleep(SECONDS_FOR_A_SIGNAL)
+        killed = WorkerDied(_why(-signal.SIGKILL, "one of its processes"))
         if reports.error is not None:
-            raise _rebuilt(reports.error) from WorkerTraceback(reports.error["traceback"])
-        if code != 0 or not reports.done:
-            raise WorkerDied(_why(code))
+            error = _rebuilt(reports.error)
+            lost_a_peer = printed.says_killed and _LOST_A_PEER.search(str(error))
+            raise killed if lost_a_peer else error from WorkerTraceback(reports.error["traceback"])
+        raise killed if printed.says_killed else WorkerDied(_why(code))
 
 
 class AccelerateLauncher(ProcessLauncher):
@@ -187,6 +193,21 @@ class WorkerTraceback(Exception):
 
     def __str__(self) -> str:
         return "\n" + self.args[0]
+
+
+class _Printed(threading.Thread):
+    """Passes what a worker prints on to the stage's log. says_killed: that a process was ended by SIGKILL."""
+
+    def __init__(self, lines: Iterable[str]):
+        super().__init__(daemon=True)
+        self._lines = lines
+        self.says_killed = False
+        self.start()
+
+    def run(self) -> None:
+        for line in self._lines:
+            self.says_killed = self.says_killed or _SAYS_KILLED.search(line) is not None
+            _log_lines([line])
 
 
 class _Reports:
@@ -283,7 +304,9 @@ def _rebuilt(error: Mapping[str, Any]) -> Exception:
     return WorkerError(f"{error['kinds'][0]}: {error['args'][0]}")
 
 
-def _why(code: int) -> str:
+def _why(code: int, who: str = "its process") -> str:
+    if code == 128 + signal.SIGKILL:  # of a shell, or a container, around the worker
+        code = -signal.SIGKILL
     if code >= 0:
         return f"its process ended with exit code {code} before the stage was done; see what it printed"
     name = signal.Signals(-code).name
@@ -293,7 +316,7 @@ def _why(code: int) -> str:
         if name == "SIGKILL"
         else ""
     )
-    return f"its process was ended by {name}{memory}; then run the same command again"
+    return f"{who} was ended by {name}{memory}; then run the same command again"
 
 
 LAUNCHERS: dict[str, Callable[[CampaignConfig], Launcher]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 from loop.curves import is_kept, read_metrics
 from loop.errors import UserError
+from loop.status import read_resolved
 from loop.store import Manifest, Store, read_manifest
 from loop.table_files import finite
 
@@ -40,7 +40,7 @@ class Measured:
     @classmethod
     def read(cls, run: Path, round: int) -> Measured:
         """The evaluation of a round that loop.curves.evaluated_rounds names."""
-        config = json.loads((run / "resolved.json").read_text(encoding="utf-8"))
+        config = read_resolved(run)
         return cls(run, round, config.get("data", {}).get("clip", {}), is_kept(run / f"round-{round:03d}"))
 
     @property

@@ -3,7 +3,6 @@
 On a terminal the bars are drawn by rich; elsewhere (a log, CI) the same facts are printed as plain lines.
 """
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from rich.table import Column
 from rich.text import Text
 
 from loop.curves import read_metrics
+from loop.decision import accepts, read_decision
 
 SECONDS_BETWEEN_LINES = 15.0
 SECONDS_BEFORE_A_PHASE = 2.0  # phases that follow each other faster pass in silence
@@ -162,7 +162,7 @@ class Display:
             self._header_due = False
         cells = round_row(round, evaluate, gate)
         self.say("  ".join(cell.rjust(len(name)) for cell, name in zip(cells, HEADER, strict=True)))
-        for alarm in json.loads((gate / "gate.json").read_text()).get("alarms", []) if gate else []:
+        for alarm in read_decision(gate).get("alarms", []) if gate else []:
             self.say(f"       alarm {alarm['name']}: {alarm['reason']}")
 
     def say(self, line: str) -> None:
@@ -184,9 +184,7 @@ def round_row(round: int, evaluate: Path, gate: Path | None) -> tuple[str, ...]:
     """The table row of one round as text; "–" where a metric was not measured."""
     values = _overall(read_metrics(evaluate))
     numbers = [f"{values[metric]:.3f}" if metric in values else "–" for metric in COLUMNS.values()]
-    kept = (
-        "base" if gate is None else ("yes" if json.loads((gate / "gate.json").read_text())["keep"] else "no")
-    )
+    kept = "base" if gate is None else ("yes" if accepts(gate, "keep") else "no")
     return (str(round), *numbers, kept)
 
 

@@ -26,6 +26,8 @@ from loop.store import MANIFEST, NO_SPACE, Store, environment, fingerprint, read
 from reward.config import JudgeConfig, without_transport
 from reward.scorers.checklist import checklist_digest
 
+# what the controller itself reads of artefacts, before a stage that would have them hashed
+READ_HERE = ("gate.json", "metrics.parquet", "anchors.parquet", "prompts.parquet")
 USER_STAGES = ("prepare",)  # reads what the user gave: its ValueErrors are about that, not about our code
 
 
@@ -63,6 +65,7 @@ class StageRunner:
                 continue
             self.store.check_manifest(artefact, manifest)
             self.store.check_sizes(artefact, manifest)
+            self.store.check_contents(artefact, {n: f for n, f in manifest.files.items() if n in READ_HERE})
             self._fingerprints[artefact] = manifest.fingerprint
             if round <= self.shared_rounds:
                 continue
@@ -115,6 +118,7 @@ class StageRunner:
                     "the later artefacts away and run the same command, or choose another --dir"
                 )
             return artefact
+        self._warn_of_later_ones(round, name)
         self.store.require_space(self.config.launch.min_free_gb)
         for path in given.values():
             self.store.check_hashes(path)
@@ -129,6 +133,19 @@ class StageRunner:
             self._fingerprints[artefact] = mark
             progress.done()
         return artefact
+
+    def _warn_of_later_ones(self, round: int, name: str) -> None:
+        """A stage is made again whose folder was moved away: fingerprints do not cover bytes."""
+        steps = plan(self.config.rounds)
+        later = (self.store.artefact(*step) for step in steps[steps.index((round, name)) + 1 :])
+        if there := next((artefact for artefact in later if artefact in self._fingerprints), None):
+            artefact = self.store.artefact(round, name)
+            self.display.warn_once(
+                f"{artefact} is made again, but {there.relative_to(self.store.root)} and what else came "
+                "after it stay. On a CPU with as many threads it will have the bytes that it had; on a GPU "
+                "or with a served judge it may have others: move what came after it away, too, to have that "
+                "made from it"
+            )
 
     def _log_file(self, round: int, name: str) -> Path:
         assert self.attempt is not None, "an attempt has begun"

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from loop.decision import accepts, read_decision
 from loop.errors import UserError
 from loop.eta import Outlook, Running, durations, outlook
 from loop.past import ended_by_patience
@@ -88,6 +89,20 @@ def find_run(run: str) -> Path:
     raise UserError(f"there is no run {run}; runs here: {', '.join(known) or 'none'}")
 
 
+def read_resolved(root: Path) -> dict[str, Any]:
+    """The run's config as plain data. Raises UserError if the file is gone or damaged."""
+    path = root / "resolved.json"
+    try:
+        resolved = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        resolved = None
+    if not isinstance(resolved, dict) or not (
+        isinstance(resolved.get("name"), str) and isinstance(resolved.get("rounds"), int)
+    ):
+        raise UserError(f"{path} is damaged; the command that runs the campaign writes it anew")
+    return resolved
+
+
 @dataclass(frozen=True)
 class JudgeInForce:
     """trained: the train_judge artefact, None for the configured judge. calibrators: its, if any."""
@@ -99,7 +114,7 @@ class JudgeInForce:
 def judge_in_force(root: Path) -> JudgeInForce:
     """The judge that the run in `root` would ask next, and the file that calibrates it."""
     store = Store(root)
-    rounds = json.loads((root / "resolved.json").read_text(encoding="utf-8"))["rounds"]
+    rounds = read_resolved(root)["rounds"]
     round = _in_force(store, rounds, "judge_gate", "use")
     # the newest gate calibrates the judge in force, whether it is the gate's candidate or its parent
     gates = [gate for k in range(rounds, 0, -1) if read_manifest(gate := store.artefact(k, "judge_gate"))]
@@ -111,7 +126,7 @@ def judge_in_force(root: Path) -> JudgeInForce:
 
 def read_status(root: Path) -> Status:
     store = Store(root)
-    resolved = json.loads((root / "resolved.json").read_text(encoding="utf-8"))
+    resolved = read_resolved(root)
     events = store.events()
     locked = store.is_locked()
     owner = store.owner()
@@ -168,8 +183,7 @@ def _outlook(
 
 
 def _alarms(store: Store, round: int) -> list[dict[str, Any]]:
-    gate = store.artefact(round, "gate") / "gate.json"
-    return json.loads(gate.read_text(encoding="utf-8")).get("alarms", []) if gate.is_file() else []
+    return read_decision(store.artefact(round, "gate")).get("alarms", [])
 
 
 def _why_ended(events: list[dict[str, Any]]) -> str:
@@ -217,6 +231,6 @@ def _state(last: str | None, running: bool, stages: list[StageStatus], ended: in
 def _in_force(store: Store, rounds: int, stage: str, key: str) -> int:
     for round in range(rounds, 0, -1):
         gate = store.artefact(round, stage)
-        if read_manifest(gate) is not None and json.loads((gate / "gate.json").read_text())[key]:
+        if read_manifest(gate) is not None and accepts(gate, key):
             return round
     return 0

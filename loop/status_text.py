@@ -7,7 +7,9 @@ from loop.status import RunningStage, Status
 def status_lines(status: Status, all_rounds: bool = True) -> list[str]:
     """Everything, or with all_rounds False only the stages of the round that is under way (the last one)."""
     lines = [f"{status.name}: {status.state}, {status.rounds_done} of {status.rounds} rounds done"]
-    if status.state == "failed" or (status.state == "done" and status.reason):
+    if status.state == "stopped":
+        lines.append(f"stopped by {status.reason}; the same command resumes it")
+    elif status.state in ("failed", "done"):
         lines += status.reason.splitlines()
     lines.append(
         f"in force: generator of round {status.generator_in_force}, judge of round {status.judge_in_force}"
@@ -47,7 +49,7 @@ def summary_line(status: Status) -> str:
     text = f"{status.name}: {status.state}, {status.rounds_done} of {status.rounds} rounds done"
     if status.running is not None:
         text += f", round {status.running.round} {status.running.stage} {progress_words(status.running)}"
-    if status.state == "failed":
+    if status.state in ("failed", "stopped"):
         text += f": {' '.join(status.reason.split())}"
     elif status.state != "done" and status.seconds_left is not None:
         text += f", campaign about {in_words(status.seconds_left)}"

@@ -14,7 +14,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -96,11 +96,25 @@ def read_manifest(artefact: Path) -> Manifest | None:
         known = {field.name for field in dataclasses.fields(Manifest)}
         if data["schema"] != SCHEMA or not data.keys() <= known:
             raise UserError(_of_another_version(path, data["schema"], data["environment"]))
+        if not _is_well_formed(data):
+            raise TypeError
         return Manifest(**data)
     except FileNotFoundError:
         return None
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} is damaged; {_redo(artefact)}") from None
+        raise UserError(f"{path} is damaged; {how_to_redo(artefact)}") from None
+
+
+def _is_well_formed(data: dict[str, Any]) -> bool:
+    """Whether hands have left every value what it must be for the rest to read it."""
+    kinds = {"stage": str, "round": int, "fingerprint": str, "config": dict, "inputs": dict}
+    kinds |= {"environment": dict, "files": dict}
+    return (
+        all(isinstance(data[name], kind) for name, kind in kinds.items())
+        and isinstance(data.get("seal"), str | None)
+        and all(isinstance(mark, str) for mark in data["inputs"].values())
+        and all(isinstance(f["size"], int) and isinstance(f["sha256"], str) for f in data["files"].values())
+    )
 
 
 def _of_another_version(path: Path, schema: int, made_by: dict[str, Any]) -> str:
@@ -166,7 +180,7 @@ class Store:
         artefact = self.artefact(round, stage)
         if artefact.exists():
             raise UserError(
-                f"{artefact} has no {MANIFEST}, so it is no artefact of this run; {_redo(artefact)}"
+                f"{artefact} has no {MANIFEST}, so it is no artefact of this run; {how_to_redo(artefact)}"
             )
         work = artefact.with_name(f".work-{stage}")
         stamp = work / SCRATCH / "fingerprint"
@@ -223,7 +237,7 @@ class Store:
     def check_manifest(self, artefact: Path, manifest: Manifest) -> None:
         """Raises UserError if the manifest is not as it was committed."""
         if what := what_was_edited(artefact, manifest):
-            raise UserError(f"{artefact / MANIFEST} {what}; {_redo(artefact)}")
+            raise UserError(f"{artefact / MANIFEST} {what}; {how_to_redo(artefact)}")
 
     def check_sizes(self, artefact: Path, manifest: Manifest) -> None:
         """Raises UserError naming the first file that is missing or of another size than when committed.
@@ -238,11 +252,11 @@ class Store:
             except (FileNotFoundError, NotADirectoryError):
                 found = None
             if found is None or not stat.S_ISREG(found.st_mode):
-                raise UserError(f"{path} is missing; {_redo(artefact)}")
+                raise UserError(f"{path} is missing; {how_to_redo(artefact)}")
             if found.st_size != known["size"]:
                 raise UserError(
                     f"{path} is damaged: {found.st_size} bytes, committed with {known['size']}; "
-                    f"{_redo(artefact)}"
+                    f"{how_to_redo(artefact)}"
                 )
 
     def check_hashes(self, artefact: Path, may_be_pruned: bool = False) -> None:
@@ -259,24 +273,33 @@ class Store:
             gone = next(name for name in manifest.files if name not in kept)
             raise UserError(
                 f"{artefact} is needed, but {len(manifest.files) - len(kept)} of its files were pruned, such "
-                f"as {gone}; {_redo(artefact)}"
+                f"as {gone}; {how_to_redo(artefact)}"
             )
         self.check_sizes(artefact, manifest)
-        for name, known in kept.items():
-            if _sha256(artefact / name) != known["sha256"]:
-                raise UserError(f"{artefact / name} is damaged: its sha256 has changed; {_redo(artefact)}")
+        self.check_contents(artefact, kept)
         self._hashed.add(artefact)
+
+    def check_contents(self, artefact: Path, files: Mapping[str, dict[str, Any]]) -> None:
+        """Raises UserError naming the first of these files of the manifest whose sha256 is another now."""
+        for name, known in files.items():
+            if _sha256(artefact / name) != known["sha256"]:
+                raise UserError(
+                    f"{artefact / name} is damaged: its sha256 has changed; {how_to_redo(artefact)}"
+                )
 
     def damaged_files(self, artefact: Path, manifest: Manifest) -> Iterator[tuple[Path, str]]:
         """Every file of the artefact that is not as committed, with what is wrong; all contents are read."""
         for name, known in _kept(artefact, manifest).items():
             path = artefact / name
-            if not path.is_file():
-                yield path, "is missing"
-            elif path.stat().st_size != known["size"]:
-                yield path, f"has {path.stat().st_size} bytes, was committed with {known['size']}"
-            elif _sha256(path) != known["sha256"]:
-                yield path, "its sha256 has changed"
+            try:
+                if not path.is_file():
+                    yield path, "is missing"
+                elif path.stat().st_size != known["size"]:
+                    yield path, f"has {path.stat().st_size} bytes, was committed with {known['size']}"
+                elif _sha256(path) != known["sha256"]:
+                    yield path, "its sha256 has changed"
+            except OSError as error:  # a sector that the disk cannot read any more, say
+                yield path, f"cannot be read: {error.strerror}"
         for path in sorted(artefact.rglob("*")):
             name = path.relative_to(artefact).as_posix()
             if path.is_file() and name not in (MANIFEST, PRUNED) and name not in manifest.files:
@@ -328,14 +351,16 @@ class Store:
             log.write((b"\n" if torn else b"") + line.encode() + b"\n")
 
     def events(self) -> list[dict[str, Any]]:
-        """All events; a line that a kill cut short is left out."""
+        """All events; a line that a kill cut short, or that is no event, is left out."""
         path = self.root / "events.jsonl"
         events: list[dict[str, Any]] = []
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
             try:
-                events.append(json.loads(line))
+                event = json.loads(line)
             except json.JSONDecodeError:
                 continue
+            if isinstance(event, dict) and "event" in event:
+                events.append(event)
         return events
 
 
@@ -392,5 +417,5 @@ def _seal(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _redo(artefact: Path) -> str:
+def how_to_redo(artefact: Path) -> str:
     return f"restore it, or move {artefact} away and run the same command: it is made again from its inputs"

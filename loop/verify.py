@@ -8,7 +8,7 @@ from loop.errors import UserError
 from loop.pruned import FILE as PRUNED
 from loop.pruned import read_pruned
 from loop.sizes import in_words
-from loop.stages import STAGES
+from loop.stages import STAGES, plan
 from loop.store import MANIFEST, Manifest, Store, read_manifest, what_was_edited
 
 
@@ -31,7 +31,8 @@ def verify(root: Path) -> Verified:
     """Read every file of every artefact in `root`. Changes nothing, needs no lock, leaves out work under way.
 
     Found are: files that are missing, changed or not listed, folders without a manifest, manifests that are
-    damaged or edited (their fingerprint no longer follows from them), and inputs that are in the run no more.
+    damaged or edited (their fingerprint no longer follows from them), inputs that are in the run no more, and
+    stages that are gone though later ones are there.
     """
     store = Store(root)
     known: dict[Path, Manifest] = {}
@@ -61,6 +62,7 @@ def verify(root: Path) -> Verified:
         num_pruned += len(gone)
         pruned_bytes += sum(gone.values())
     damage += [f"{p.relative_to(root).as_posix()}/{MANIFEST}: {what}" for p, what in _strangers(known)]
+    damage += [f"{p.relative_to(root).as_posix()}: {what}" for p, what in _gaps(store, known)]
     return Verified(len(known), num_files, num_bytes, num_pruned, pruned_bytes, damage)
 
 
@@ -85,6 +87,15 @@ def _strangers(known: dict[Path, Manifest]) -> Iterator[tuple[Path, str]]:
         for name, mark in manifest.inputs.items():
             if mark not in here:
                 yield folder, f"its input {name} ({mark[:12]}) is no artefact of this run"
+
+
+def _gaps(store: Store, known: dict[Path, Manifest]) -> Iterator[tuple[Path, str]]:
+    """Stages are committed one after the other, so each one before the last was there."""
+    artefacts = [store.artefact(*step) for step in plan(store.last_round())]
+    last = max((i for i, artefact in enumerate(artefacts) if artefact in known), default=0)
+    for artefact in artefacts[:last]:
+        if not artefact.exists():
+            yield artefact, f"is missing, but {artefacts[last].relative_to(store.root)}, made later, is there"
 
 
 def summary(found: Verified) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ def train_judge(
     log: LogCallback | None = None,
     known: Sequence[KnownAnswer] = (),
     checkpoints: Path | None = None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     """Train the judge at `model_ref` (folder or hub id) and save model and processor to `out`.
 
@@ -60,7 +61,9 @@ def train_judge(
     the judge as the supervised steps left it, weighted by PCE against `model_ref`, in the shares that
     `config` gives each source; then GRPO on `known`. The same arguments give the same bytes on a CPU. Sets
     the global random seeds. `checkpoints` is a folder that outlives a kill: with `checkpoint_every` the same
-    call goes on from there, to the same bytes. Returns what to report: rows used and dropped, last losses.
+    call goes on from there, to the same bytes. It also does so after `stopping` (needs `checkpoints`) has
+    said so: then the training is saved at its next log row and InterruptedError is raised. Returns what to
+    report: rows used and dropped, last losses.
     Raises ValueError for a model that cannot be loaded and a seed row longer than a reply may be,
     FloatingPointError for a loss that is not finite.
     """
@@ -72,7 +75,7 @@ def train_judge(
     work = Work(folder, seed, config.checkpoint_every if checkpoints else None)
     rows = _Rows(rows_sft, rows_pref, known)
     try:
-        model, report = _phases(model, encoder, rows, config, judge_config, work, progress, log)
+        model, report = _phases(model, encoder, rows, config, judge_config, work, progress, log, stopping)
     finally:
         if not checkpoints:
             shutil.rmtree(folder, ignore_errors=True)
@@ -98,12 +101,13 @@ def _phases(
     work: Work,
     progress: ProgressCallback | None,
     log: LogCallback | None,
+    stopping: Callable[[], bool],
 ) -> tuple[Any, dict[str, float]]:
     """The model after all phases that have rows, and the report."""
     num_sft = config.num_steps if rows.supervised else 0
     num_pref = config.preference_steps if any(r.source != "known" for r in rows.preferred) else 0
     num_grpo = config.grpo_steps if rows.known else 0
-    watch = Watch(num_sft + num_pref + num_grpo, progress, log)
+    watch = Watch(num_sft + num_pref + num_grpo, progress, log, stopping)
     report: dict[str, float] = {
         "num_sft_rows": len(rows.supervised),
         "num_preference_rows": len(rows.preferred),

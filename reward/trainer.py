@@ -28,10 +28,20 @@ _WHOLE = "whole"  # a file that a checkpoint gets last: a kill may leave half of
 
 
 class Watch(TrainerCallback):
-    """Reports steps and log rows of all trainers as one run."""
+    """Reports steps and log rows of all trainers as one run.
 
-    def __init__(self, total: int, progress: ProgressCallback | None, log: LogCallback | None) -> None:
-        self.total, self.progress, self.log = total, progress, log
+    Once `stopping` says so, it has the training saved where a log row ends, which a checkpoint cannot hold a
+    part of, and raises InterruptedError.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        progress: ProgressCallback | None,
+        log: LogCallback | None,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.total, self.progress, self.log, self.stopping = total, progress, log, stopping
         self.name, self.offset = "", 0
         self.rows: list[dict[str, Any]] = []
 
@@ -46,6 +56,9 @@ class Watch(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.progress:
             self.progress(self.offset + state.global_step, self.total)
+        between_rows = state.global_step % args.logging_steps != 0 and state.global_step < state.max_steps
+        if not between_rows and self.stopping():
+            control.should_save = True
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
@@ -73,6 +86,8 @@ class Watch(TrainerCallback):
             if old != new:
                 (old / _WHOLE).unlink(missing_ok=True)  # first, since a kill may leave half of it
                 shutil.rmtree(old)
+        if self.stopping():
+            raise InterruptedError(f"stopped after step {state.global_step} of {self.name}, which is saved")
 
     def _say(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
@@ -123,7 +138,8 @@ class JudgeTrainer:
 class Work:
     """Where the trainers of one round keep what they need while they run, and their seed.
 
-    With `checkpoint_every` a training that was killed goes on from its last checkpoint in `folder`.
+    A training goes on from its last checkpoint in `folder`: it was stopped, or killed with
+    `checkpoint_every`.
     """
 
     folder: Path

@@ -8,6 +8,7 @@ import pytest
 from loop.branch import branch, read_origin
 from loop.config_file import load_config
 from loop.errors import UserError
+from loop.status import read_status
 from loop.store import Store, read_manifest
 from loop.verify import verify
 from tests.toy_campaign import CONFIG, run_toy_campaign, tree
@@ -85,3 +86,31 @@ def test_a_shared_artefact_that_is_lost_is_not_made_with_another_config(source):
     (root / "round-001" / "update").rename(source.with_name("away"))
     with pytest.raises(UserError, match=r"round-001/update is missing: .*branch again"):
         run_toy_campaign(loaded, Store(root))
+
+
+def test_a_branch_that_died_before_its_first_launch_can_be_gone_on_with(source):
+    """And whoever repeats the command is told how."""
+    root = source.with_name("other")
+    loaded = branch(source, 1, root, ["update.beta=7"])
+    found = load_config(root / "resolved.json")
+    assert found.config == loaded.config and read_status(root).state == "interrupted"
+    with pytest.raises(UserError, match=r"other exists; `retake run .*resolved\.json --dir .*other` goes"):
+        branch(source, 1, root, ["update.beta=7"])
+    with pytest.raises(UserError, match="other exists; choose another --dir"):
+        branch(source, 2, root, ["update.beta=7"])
+    before = (root / "campaign.yaml").read_text(), (root / "resolved.json").read_text()
+    run_toy_campaign(loaded, Store(root))
+    assert before == ((root / "campaign.yaml").read_text(), (root / "resolved.json").read_text())
+
+
+def test_what_a_launch_would_refuse_makes_no_branch(source, monkeypatch):
+    def missing(configured):
+        if configured:
+            raise UserError("track.0: the package wandb is not installed")
+
+    monkeypatch.setattr("loop.branch.check_trackers", missing)
+    with pytest.raises(UserError, match="wandb is not installed"):
+        branch(source, 1, source.with_name("other"), ["track=[{type: wandb, project: mine}]"])
+    with pytest.raises(UserError, match="train_judge"):
+        branch(source, 1, source.with_name("other"), ["train_judge.checkpoint_every=3"])
+    assert sorted(p.name for p in source.parent.iterdir()) == ["run", "toy.yaml"]

@@ -127,6 +127,31 @@ def test_a_full_disk_ends_the_command_with_75(config, monkeypatch):
     assert done.exit_code == 75
     assert "stopped by lack of disk space: round 1 takes about 1.6 MB" in done.stderr
     assert "the same command resumes" in done.stderr
+    told = CliRunner().invoke(app, ["status", str(config.parent / "run")])
+    assert "\nstopped by lack of disk space: round 1 takes about 1.6 MB" in told.stdout
+
+
+def test_a_dry_run_forecasts_what_is_known(config, monkeypatch):
+    """Nothing of toy models and no round; then the weights; then, beside a run that has begun, its clips."""
+    monkeypatch.setattr("loop.models.check_models", lambda config: None)
+
+    def said(*more: str) -> list[str]:
+        arguments = ["run", str(config), "--dir", str(config.parent / "run"), "--dry-run", *more]
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 0, done.exception
+        return [line for line in done.stderr.splitlines() if line.startswith("disk:")]
+
+    assert said() == []
+    write_weights(config.parent / "judge" / "model.safetensors", **{"q_proj.weight": [500, 600]})
+    judge = ("--set", f"judge.model={config.parent / 'judge'}")
+    assert said("--rounds", "0", *judge) == []
+    [line] = said(*judge)
+    assert "takes about 1.2 MB (clips not known before round 0, weights 1.2 MB); the 2 rounds to" in line
+    assert not (config.parent / "run").exists()
+    run(config, 1e9, "rounds=1")
+    [line] = said("--rounds", "3")
+    assert "; the 2 rounds to come take 3.2 MB" in line
+    assert said("--rounds", "1") == []
 
 
 def write_weights(file: Path, **shapes: list[int]) -> None:

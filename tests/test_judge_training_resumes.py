@@ -96,6 +96,41 @@ def test_killed_in_every_phase_it_ends_in_the_same_bytes(tmp_path, lora, stops, 
     ]
 
 
+def test_a_training_that_is_stopped_is_saved_where_its_log_stands(tmp_path):
+    """By default, too, where a kill begins it again: on to the next log row, or to the end of the phase."""
+    supervised, preferred, _ = rows()
+    config = TrainJudgeConfig(
+        num_steps=5,
+        batch_size=2,
+        learning_rate=1e-3,
+        warmup_steps=1,
+        preference_steps=2,
+        preference_batch_size=2,
+        preference_learning_rate=1e-3,
+        min_pce=0.0,
+        log_every=2,
+    )
+
+    def train(name, stop_at=99, checkpoints=None):
+        logs, seen = [], []
+        report = train_judge(
+            FOLDER, supervised, preferred, config, JUDGE, tmp_path / name, 3,
+            lambda step, _: seen.append(step), logs.append, (), checkpoints,
+            lambda: bool(seen) and seen[-1] >= stop_at,
+        )  # fmt: skip
+        return report, logs, seen
+
+    report, logs, _ = train("whole")
+    checkpoints = tmp_path / "checkpoints"
+    for stop_at, said in ((1, "step 2 of sft"), (5, "step 5 of sft"), (6, "step 2 of srpo")):
+        with pytest.raises(InterruptedError, match=f"stopped after {said}, which is saved"):
+            train("stopped", stop_at, checkpoints)
+    again, after, seen = train("stopped", 99, checkpoints)
+    assert seen == [5, 7] and again == report and after == logs
+    for file in sorted((tmp_path / "whole").iterdir()):
+        assert file.read_bytes() == (tmp_path / "stopped" / file.name).read_bytes(), file.name
+
+
 def test_checkpoints_stand_where_the_log_does():
     with pytest.raises(ValueError, match=r"checkpoint_every must be a multiple of log_every \(10\)"):
         TrainJudgeConfig(checkpoint_every=5)

@@ -174,6 +174,18 @@ def test_a_process_that_dies_says_how(in_a_process):
         in_a_process(worker_stages.reports)
 
 
+def test_memory_is_named_whatever_code_a_killed_process_leaves(in_a_process):
+    for function, who in (
+        ("leaves_with_137", "its process"),
+        ("prints_what_torch_prints", "one of its processes"),
+        ("misses_a_peer", "one of its processes"),
+    ):
+        with pytest.raises(WorkerDied, match=f"^{who} was ended by SIGKILL; mostly .* memory ran out"):
+            in_a_process(function)
+    with pytest.raises(ValueError, match=r"^loss is nan$"):  # that is the news
+        in_a_process("fails_beside_a_killed_one")
+
+
 @pytest.fixture
 def toy(tmp_path):
     """The path of a config, and a run of it by the launcher `process`."""
@@ -319,6 +331,18 @@ def test_what_accelerate_would_do_and_retake_does_not_is_refused(monkeypatch, va
             config.update, {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", variable: value}
         )
     assert distributed.sharding(config.update, {"FSDP_VERSION": "1"}) is None  # accelerate without FSDP
+
+
+def test_a_rank_killed_for_memory_says_so(tmp_path):
+    """accelerate ends with 1 then, as after any error."""
+    launch = {"type": "accelerate", "accelerate_config": "configs/accelerate/two_cpus.yaml"}
+    config = CampaignConfig.model_validate(
+        {"name": "x", "generator": {"model": "toy/toy"}, "judge": {"model": "toy/toy"}, "launch": launch}
+    )
+    context = StageContext(config, 1, {}, tmp_path, 5, Counted(), logging.getLogger("retake"))
+    stage = Stage("tests.worker_stages:second_is_killed", (), (), distributed=True)
+    with pytest.raises(WorkerDied, match=r"one of its processes was ended by SIGKILL; .*memory ran out"):
+        AccelerateLauncher(config).launch(stage, context)
 
 
 UPDATE = """\

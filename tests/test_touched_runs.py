@@ -3,21 +3,28 @@
 `retake verify` is tested in test_verify.py, a changed config and damaged contents in test_campaign.py.
 """
 
+import io
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 import loop.campaign
 from loop.cli import app
 from loop.config_file import load_config
+from loop.curves import COLUMNS as METRIC_COLUMNS
 from loop.errors import UserError
+from loop.progress import Display
+from loop.stages import STAGES, Stage
 from loop.store import Store, environment, fingerprint, read_manifest
-from tests.toy_campaign import CONFIG, run_toy_campaign, tree
+from tests.toy_campaign import CONFIG, TOY_STAGES, run_toy_campaign, toy_stage, tree
 
 
 @pytest.fixture
@@ -114,6 +121,125 @@ def test_an_edited_manifest_is_noticed_before_anything_is_done(root, change):
     assert found.exit_code == 1 and "round-001/sample/manifest.json: was edited" in found.stdout
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"round": "1"},
+        {"stage": None},
+        {"files": None},
+        {"files": {"shards/1.bin": {"size": "many"}}},
+        {"inputs": {"prepare": 5}},
+        {"fingerprint": []},
+        {"config": "none"},
+        {"environment": 5},
+        {"seal": 7},
+    ],
+)
+def test_a_manifest_whose_values_are_of_another_kind_is_damaged(root, change):
+    edit(root / "round-001" / "sample", lambda manifest: manifest.update(change))
+    refused(root, "round-001/sample/manifest.json is damaged", "restore it, or move", "made again")
+    found = CliRunner().invoke(app, ["verify", str(root)])
+    assert found.exit_code == 1 and "round-001/sample/manifest.json: " in found.stdout, found.exception
+
+
+COMMANDS = {
+    "status": [],
+    "curves": [],
+    "verify": [],
+    "prune": [],
+    "branch": ["--from", "1"],
+    "export-vbench": ["1"],
+    "report": [],
+}
+
+
+def told(root: Path, *commands: str) -> dict[str, int]:
+    """The exit codes of commands on the run, none of which may end in a traceback."""
+    codes = {}
+    for command in commands:
+        done = CliRunner().invoke(app, [command, str(root), *COMMANDS[command]])
+        assert done.exception is None or isinstance(done.exception, SystemExit), (command, done.exception)
+        codes[command] = done.exit_code
+        if done.exit_code == 2:
+            assert done.stderr.startswith("error: "), (command, done.stderr)
+    return codes
+
+
+@pytest.mark.parametrize("content", [None, b"\x93" * 40, b"[]", b"{}", b'{"keep": 5, "use": 5}'])
+@pytest.mark.parametrize("stage", ["gate", "judge_gate"])
+def test_a_damaged_decision_is_named_by_whatever_reads_it(root, stage, content):
+    file = root / "round-001" / stage / "gate.json"
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
+    refused(root, str(file), "restore it, or move")
+    codes = told(root, *COMMANDS)
+    assert codes["verify"] == 1 and codes["status"] == codes["prune"] == codes["branch"] == 2
+    assert codes["curves"] == (2 if stage == "gate" else 0)
+
+
+def test_a_byte_flipped_in_a_decision_is_found_before_it_decides_anything(root):
+    """As long as before, and still JSON."""
+    file = root / "round-001" / "gate" / "gate.json"
+    file.write_text(file.read_text().replace("toy", "tox"))
+    refused(root, f"{file} is damaged: its sha256 has changed", "restore it, or move")
+
+
+def test_damaged_metrics_are_named(root):
+    def evaluate(context):
+        toy_stage("evaluate", context)
+        row = dict.fromkeys(METRIC_COLUMNS, "") | {
+            "round": 0,
+            "value": 0.5,
+            "low": 0.1,
+            "high": 0.9,
+            "num_clips": 1,
+        }
+        pyarrow.parquet.write_table(
+            pyarrow.Table.from_pylist([row | {"metric": "motion"}]), context.out / "metrics.parquet"
+        )
+
+    stages = {**TOY_STAGES, "evaluate": Stage(evaluate, STAGES["evaluate"].inputs, ("evaluate",))}
+    shutil.rmtree(root)
+    loaded = load_config(root.with_name("toy.yaml"), ["rounds=1"])
+    run_toy_campaign(loaded, Store(root), stages=stages)
+    file = root / "round-001" / "evaluate" / "metrics.parquet"
+    file.write_bytes(b"\x93" * file.stat().st_size)
+    with pytest.raises(UserError, match=r"round-001/evaluate/metrics\.parquet is damaged: its sha256"):
+        run_toy_campaign(loaded, Store(root), stages=stages)
+    codes = told(root, "curves", "report", "verify")
+    assert codes == {"curves": 2, "report": 2, "verify": 1}
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"name": "toy"}', '{"name": 5, "rounds": 1}'])
+def test_a_damaged_config_of_a_run_is_named_and_written_anew(root, content):
+    good = (root / "resolved.json").read_text()
+    (root / "resolved.json").write_text(content)
+    codes = told(root, "status", "prune", "branch")
+    assert codes == {"status": 2, "prune": 2, "branch": 2}
+    run(root)
+    assert (root / "resolved.json").read_text() == good
+
+
+def test_lines_that_are_no_events_are_left_out(root):
+    with open(root / "events.jsonl", "a") as log:
+        log.write('5\n["event"]\n{"time": 1}\nnull\n\0\0\0\n')
+    assert told(root, "status") == {"status": 0}
+    assert Store(root).events()[-1]["event"] == "campaign_finished"
+
+
+def test_a_run_may_be_given_as_the_current_folder(root, monkeypatch):
+    """Where a default folder is named after the run's."""
+    monkeypatch.setattr(loop.campaign, "run_campaign", run_toy_campaign)
+    for folder, run in ((root, "."), (root / "logs", "..")):
+        monkeypatch.chdir(folder)
+        done = CliRunner().invoke(app, ["branch", run, "--from", "1"])
+        assert done.exit_code == 0, done.exception
+        shutil.rmtree(root.with_name("run-from-1"))
+        done = CliRunner().invoke(app, ["export-vbench", run, "7"])
+        assert done.exit_code == 2 and "evaluated so far: 0, 1" in done.stderr, done.exception
+
+
 def test_an_artefact_from_another_place_is_noticed(root):
     shutil.rmtree(root / "round-001" / "evaluate")
     shutil.copytree(root / "round-000" / "evaluate", root / "round-001" / "evaluate")
@@ -127,6 +253,23 @@ def test_a_deleted_clip_is_named_and_its_remedy_works(root):
     refused(root, f"{clip} is missing", f"move {clip.parent.parent} away and run the same command")
     clip.parent.parent.rename(root.with_name("away"))
     run(root)
+    assert tree(root) == before
+
+
+def test_a_stage_made_again_amid_a_run_is_warned_of(root):
+    """Where bytes may differ from launch to launch, the later stages have seen others."""
+    before = tree(root)
+
+    def said() -> str:
+        display = Display(1, Console(file=io.StringIO(), width=200))
+        loaded = load_config(root.with_name("toy.yaml"), ["rounds=1"])
+        run_toy_campaign(loaded, Store(root), display=display)
+        return display.console.file.getvalue()
+
+    shutil.rmtree(root / "round-001" / "gate")
+    assert "made again" not in said()  # nothing came after it
+    shutil.rmtree(root / "round-001" / "sample")
+    assert f"warning: {root}/round-001/sample is made again, but round-001/label and what else" in said()
     assert tree(root) == before
 
 

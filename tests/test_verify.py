@@ -1,10 +1,14 @@
 """`retake verify`: each kind of damage is named, and nothing else is."""
 
+import errno
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 
+import loop.store
 from loop.config_file import load_config
 from loop.store import Store
 from loop.verify import summary, verify
@@ -69,3 +73,28 @@ def test_an_artefact_of_another_place_is_named(run):
     (run / "round-001" / "update").rename(run / "round-001" / "evaluate2")
     found = "\n".join(verify(run).damage)
     assert "round-001/evaluate2/manifest.json: is that of update in round 1" in found
+
+
+def test_a_file_that_the_disk_cannot_read_is_named(run, monkeypatch):
+    """As one on a bad sector: the others are hashed all the same."""
+    hashed = loop.store._sha256
+
+    def unreadable(path: Path) -> str:
+        if path.parts[-3:] == ("label", "shards", "1.bin"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return hashed(path)
+
+    monkeypatch.setattr(loop.store, "_sha256", unreadable)
+    (run / "round-001" / "update" / "shards" / "2.bin").unlink()
+    assert verify(run).damage == [
+        "round-001/label/shards/1.bin: cannot be read: Input/output error",
+        "round-001/update/shards/2.bin: is missing",
+    ]
+
+
+def test_a_stage_that_is_gone_is_named(run):
+    """Even one that no later stage reads."""
+    shutil.rmtree(run / "round-001" / "evaluate")
+    assert verify(run).damage == ["round-001/evaluate: is missing, but round-001/gate, made later, is there"]
+    shutil.rmtree(run / "round-001" / "gate")  # now the last one is pair: the rest is yet to come
+    assert verify(run).damage == []

@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import sys
+import time
 
 from loop.errors import UserError
 from loop.stages import StageContext
@@ -63,3 +64,28 @@ def is_terminated(context: StageContext) -> None:
 
 def leaves(context: StageContext) -> None:
     sys.exit(0)
+
+
+def leaves_with_137(context: StageContext) -> None:
+    os._exit(137)
+
+
+def prints_what_torch_prints(context: StageContext) -> None:
+    print("failed (exitcode: -9) local_rank: 1 (pid: 7)", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def misses_a_peer(context: StageContext) -> None:
+    print("  exitcode  : -9 (pid: 7)  (SIGKILL)", file=sys.stderr, flush=True)
+    raise RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:1")
+
+
+def fails_beside_a_killed_one(context: StageContext) -> None:
+    print("  exitcode  : -9 (pid: 7)  (SIGKILL)", file=sys.stderr, flush=True)
+    raise ValueError("loss is nan")
+
+
+def second_is_killed(context: StageContext) -> None:
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)

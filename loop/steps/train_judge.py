@@ -14,6 +14,7 @@ from loop.steps.judge_gate import known_answers
 from loop.steps.judging import judge_config
 from loop.steps.own_votes import known_paths, own_votes
 from loop.steps.seed import seed_rows
+from loop.stopping import finishing_steps
 from reward.config import JudgeConfig, TrainJudgeConfig
 from reward.known_answers import KnownAnswer
 from reward.preferences import SftRow, known_answer_rows
@@ -65,19 +66,22 @@ def _train_writer(
     known, more = known_paths(ctx, len(preferred))
     preference_steps = settings.preference_steps if preferred else 0
     ctx.progress.start(settings.num_steps + preference_steps + settings.grpo_steps, "steps")
-    report = train_judge(
-        parent.model,
-        supervised,
-        [*preferred, *known],
-        settings,
-        parent,
-        ctx.out / "judge",
-        ctx.seed,
-        log.step,
-        log.row,
-        _questions_for_grpo(ctx),
-        ctx.scratch / "training" if settings.checkpoint_every else None,
-    )
+    questions = _questions_for_grpo(ctx)
+    with finishing_steps() as stopping:
+        report = train_judge(
+            parent.model,
+            supervised,
+            [*preferred, *known],
+            settings,
+            parent,
+            ctx.out / "judge",
+            ctx.seed,
+            log.step,
+            log.row,
+            questions,
+            ctx.scratch / "training",
+            stopping,
+        )
     return {**report, **found, "own_votes_dropped": drops, **more}
 
 
