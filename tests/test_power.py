@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +12,11 @@ from typer.testing import CliRunner
 from loop import power
 from loop.cli import app
 from loop.config import GateConfig
+from loop.config_file import load_config
 from loop.power import Spread
 from loop.statistics import win_rate_interval
+
+SHIPPED = sorted(file.stem for file in (Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
 
 def test_the_error_of_all_attempts_sums_to_alpha():
@@ -85,6 +89,17 @@ def test_the_report_says_what_was_measured_or_assumed():
     assert "assumed: standard deviation 0.50" in power.sentence(few)
     never = power.report(GateConfig(margin=0.0), Spread(0.0, 0.0), 4, 1, 0.06)
     assert never["prompts_for_gain"] == 16  # prompts that all agree: .5 · .06^(−1/16) = .596
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_no_shipped_gate_is_closed_from_the_start(name):
+    """In its last round, too: n prompts (of a single one, the seeds) show no more than α^(1/n)."""
+    config = load_config(name).config
+    part = config.data.split.gate
+    num = part if isinstance(part, int) else len(part)
+    error = power.attempt_alpha(config.gate.alpha, config.rounds)
+    shown = error ** (1 / (num if num > 1 else config.gate.num_seeds))
+    assert not config.gate.enabled or 0.5 - config.gate.margin < shown
 
 
 def test_a_dry_run_says_what_the_gate_will_see():
