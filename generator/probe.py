@@ -46,5 +46,10 @@ def held_out_scores(features: np.ndarray, is_real: np.ndarray, groups: Sequence[
     if len(both) < 2:
         raise ValueError(f"the probe needs two captions with real and generated clips, got {len(both)}")
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    folds = GroupKFold(n_splits=min(5, len(both)))
+    folds = GroupKFold(n_splits=num_folds(len(both)))
     return cross_val_predict(probe, features, is_real, groups=names, cv=folds, method="decision_function")
+
+
+def num_folds(num_groups: int) -> int:
+    """Of `held_out_scores`, with so many groups of both kinds."""
+    return min(5, num_groups)

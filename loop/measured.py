@@ -133,8 +133,8 @@ class Measured:
             path = self.folder / BY_JUDGE.format(same["metric"])  # one judge was asked once for both
         mine = f"round-{self.round}/"  # the two sides stand in a random order
         found: dict[str, tuple[float, str]] = {}
-        for asked in read_columns(path, ("first_id", "second_id", "dimension", "score")):
-            if asked["dimension"] == "overall" and finite(asked["score"]) is not None:
+        for asked in read_columns(path, ("first_id", "second_id", "dimension", "score", "num_votes")):
+            if asked["dimension"] == "overall" and finite(asked["score"]) is not None and asked["num_votes"]:
                 first, second, score = asked["first_id"], asked["second_id"], asked["score"]
                 if not first.startswith(mine):
                     first, second, score = second, first, 1 - score

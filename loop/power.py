@@ -8,17 +8,17 @@ comparison and clustering ρ, the standard error of the mean is √(σ² · (1 +
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist, fmean, variance
+from statistics import fmean
 from typing import Any
 
 from loop.config import CampaignConfig, GateConfig
 
 POWER = 0.8  # the probability with which a gain shall be seen
 GAIN = 0.6  # the win rate that the planning estimate is told for
-_NORMAL = NormalDist()
 
 
 @dataclass(frozen=True)
@@ -45,32 +45,41 @@ def attempt_alpha(alpha: float, attempt: int) -> float:
 
 
 def measured_spread(scores: Sequence[float], prompts: Sequence[str]) -> Spread | None:
-    """By one-way analysis of variance over prompts of equally many scores; None for fewer than two prompts.
+    """By one-way analysis of variance over prompts; None for fewer than two prompts.
 
-    With one score a prompt the clustering cannot be told and is 0: it does not matter then.
+    With one score a prompt the clustering cannot be told and is 0: it does not matter then. Prompts may have
+    unequally many scores, as where a judge gave no answer (Donner 1986, International Statistical Review 54).
     """
     by_prompt: dict[str, list[float]] = defaultdict(list)
     for prompt, score in zip(prompts, scores, strict=True):
         by_prompt[prompt].append(score)
     groups = list(by_prompt.values())
-    num_seeds = len(groups[0]) if groups else 0
-    if len(groups) < 2:
+    num, freedom = len(scores), len(groups) - 1
+    if freedom < 1:
         return None
-    assert all(len(group) == num_seeds for group in groups), "every prompt is filmed with as many seeds"
-    means = [fmean(group) for group in groups]
-    between = num_seeds * variance(means)
-    if num_seeds == 1:
+    means, centre = [fmean(group) for group in groups], fmean(scores)
+    between = sum(len(g) * (mean - centre) ** 2 for g, mean in zip(groups, means, strict=True)) / freedom
+    if num == len(groups):
         return Spread(between, 0.0)
-    within = fmean(variance(group) for group in groups)
-    total = (between + (num_seeds - 1) * within) / num_seeds
-    if total == 0:
+    inside = sum((x - mean) ** 2 for g, mean in zip(groups, means, strict=True) for x in g)
+    within = inside / (num - len(groups))
+    size = (num - sum(len(g) ** 2 for g in groups) / num) / freedom  # of a prompt, where all are alike
+    total = within + (between - within) / size
+    if total <= 0:
         return Spread(0.0, 0.0)
-    return Spread(total, min(1.0, max(0.0, (between - within) / num_seeds / total)))
+    return Spread(total, min(1.0, max(0.0, (between - within) / size / total)))
 
 
 def detectable(spread: Spread, num_prompts: int, num_seeds: int, alpha: float, least: float) -> float:
-    """The win rate that clears `least` with probability POWER, one-sided at `alpha`; above 1: none does."""
-    return least + _reach(alpha) * spread.error(num_prompts, num_seeds)
+    """The win rate that clears `least` with probability POWER, one-sided at `alpha`; above 1: none does.
+
+    `statistics.win_rate_interval` never shows more than a rate times alpha^(1/n) of n prompts that agree.
+    """
+    if num_prompts == 1:  # the bound then speaks of this prompt alone, and its seeds are what is drawn
+        alone = num_seeds == 1
+        return least / alpha if alone else detectable(Spread(spread.variance, 0), num_seeds, 1, alpha, least)
+    error = spread.error(num_prompts, num_seeds)
+    return max(least + _reach(alpha, num_prompts) * error, least * alpha ** (-1 / num_prompts))
 
 
 def prompts_needed(
@@ -79,12 +88,24 @@ def prompts_needed(
     """Prompts with which `win_rate` is seen with probability POWER; None where it does not exceed `least`."""
     if win_rate <= least:
         return None
-    return max(2, math.ceil((_reach(alpha) * spread.error(1, num_seeds) / (win_rate - least)) ** 2))
+
+    def sees(num_prompts: int) -> bool:
+        return detectable(spread, num_prompts, num_seeds, alpha, least) <= win_rate
+
+    enough = 2
+    while not sees(enough):
+        enough *= 2
+    return 2 + bisect_left(range(2, enough), True, key=sees)
 
 
-def _reach(alpha: float) -> float:
-    """z(1 − α) + z(POWER): how many standard errors a win rate must lie above what it has to clear."""
-    return _NORMAL.inv_cdf(1 - alpha) + _NORMAL.inv_cdf(POWER)
+def _reach(alpha: float, num_prompts: int) -> float:
+    """t(1 − α) + t(POWER): how many standard errors a win rate must lie above what it has to clear.
+
+    Of Student's distribution, whose quantiles the gate's bound has.
+    """
+    from scipy.special import stdtrit
+
+    return float(stdtrit(num_prompts - 1, 1 - alpha) + stdtrit(num_prompts - 1, POWER))
 
 
 def report(

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import cv2
 import numpy as np
 
-from loop.statistics import Interval, bootstrap
+from loop.statistics import Interval, bootstrap, widened_for_folds
 from loop.subject import small_frames
 
 FEWEST_PROMPTS = 5  # with clips of both kinds
@@ -44,14 +44,13 @@ def clip_features(frames: np.ndarray, measured: Mapping[str, float]) -> np.ndarr
 def two_sample_auc(
     real: np.ndarray, made: np.ndarray, real_groups: Sequence[str], made_groups: Sequence[str]
 ) -> Interval:
-    """Area under the ROC curve of a cross-validated logistic regression, with a 95 % bootstrap interval.
+    """Area under the ROC curve of a cross-validated logistic regression, with a 95 % interval.
 
     real [N, F], made [M, F]; a group is a prompt, with all sources that share it. No group is in the training
     and the test half of a fold, and groups with clips of one kind alone are left out. Clips are compared with
     those of their own fold, whose scores come from the same line: the share of pairs in which the real clip
     has the higher score, ties half. For samples of one kind that is ½ in the mean, more often somewhat below
-    than above. The interval resamples groups but does not fit the lines again, which makes it somewhat
-    narrow.
+    than above. The interval resamples groups and is widened for what the lines owe to their training data.
     Raises TooFewClips.
     """
     both = set(real_groups) & set(made_groups)
@@ -74,7 +73,7 @@ def two_sample_auc(
         reals, mades = weights[:num_real], weights[num_real:]
         return float(reals @ wins @ mades / (reals @ together @ mades))
 
-    return bootstrap(auc, groups, seed=0)
+    return widened_for_folds(bootstrap(auc, groups, seed=0), len(both), _NUM_FOLDS)
 
 
 def _held_out_scores(

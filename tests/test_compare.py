@@ -190,6 +190,20 @@ def test_takes_that_a_judge_saw_beside_other_clips_are_left_out(tmp_path):
     assert "(1)" in table(compare(arms, ["fool_rate"], [1]))[2]
 
 
+def test_what_a_judge_left_unanswered_is_left_out(tmp_path):
+    arms = two(tmp_path)
+    folder = tmp_path / "other" / "round-001" / "evaluate"
+    rows = pq.read_table(folder / "verdicts-fool_rate.parquet").to_pylist()
+    silent = [{**r, "num_votes": 0} if r["question_id"] == rows[-1]["question_id"] else r for r in rows]
+    pq.write_table(pa.Table.from_pylist(silent), folder / "verdicts-fool_rate.parquet")
+    metrics = pq.read_table(folder / "metrics.parquet").to_pylist()
+    [row] = [row for row in metrics if row["metric"] == "fool_rate"]
+    row |= {"value": (2 * 0.25 + 5 * 0.5) / 7, "num_clips": 7}  # eight takes, of which the last was undecided
+    pq.write_table(pa.Table.from_pylist(metrics), folder / "metrics.parquet")
+    told = compare(arms, ["fool_rate"], [1]).cells["fool_rate", 1, "other"].difference
+    assert (told.num_takes, told.interval.value) == (7, 0)
+
+
 def test_rolled_back_and_missing_rounds(tmp_path):
     arms = two(tmp_path, rounds=1, kept={1: False})
     found = compare(arms)

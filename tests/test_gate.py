@@ -20,8 +20,10 @@ from loop.report.sections import status
 from loop.runner import StageRunner
 from loop.stages import STAGES, StageContext
 from loop.status import read_status
-from loop.steps import gate
-from loop.steps.sample import plan_takes
+from loop.steps import gate, gate_alarms
+from loop.steps.common import write_table
+from loop.steps.preference import DROPS
+from loop.steps.sample import Take, plan_takes
 from loop.steps.update import _adapted
 from loop.store import Store, fingerprint
 from tests.test_campaign import inputs
@@ -71,6 +73,49 @@ def test_an_alarm_forbids_what_the_win_rate_allows(config):
     assert found["reason"].startswith("rolled back: alarm loves_frozen: it likes stills (though the frozen")
     told = decided(context(config, "alarms.report_only=[loves_frozen]"), wins, [FROZEN])
     assert told["keep"] and told["alarms"] == [vars(FROZEN)]
+
+
+def test_what_the_frozen_judge_leaves_unanswered_promotes_nothing(config):
+    silent, generous = float("nan"), "gate.margin=0.5"  # which any win would clear
+    none = decided(context(config, generous), [silent] * 24)
+    assert (none["keep"], none["num_pairs"], none["num_unanswered"]) == (False, 0, 24)
+    assert none["reason"].endswith("prefers neither; it gave no answer to 24 of 24 pairs")
+    some = decided(context(config), [1.0, silent] * 10 + [1.0, 0.0] * 2)
+    assert (some["num_pairs"], some["num_unanswered"], some["num_prompts"]) == (14, 10, 12)
+    assert some["win_rate"] == pytest.approx(12 / 14)
+    assert "it gave no answer to 10 of 24 pairs" in some["reason"] and some["power"]["measured"]
+    assert decided(context(config, generous), [silent] * 23 + [1.0])["low"] < 0.07  # one win shows little
+    assert decided(context(config), [1.0] * 24)["num_unanswered"] == 0
+
+
+def test_a_source_that_was_switched_off_is_no_collapse(config, tmp_path):
+    def pairs(name: str, **kept: int) -> Path:
+        folder = write(tmp_path / name, "metrics.json", {"kept": kept})
+        write_table(folder / "drops.parquet", [], DROPS)
+        return folder
+
+    now, before = pairs("now", fresh=60), pairs("before", fresh=60, guided=40)
+    names = []
+    for off in ((), ("pair.sources.guided.weight=0",), ("pair.sources.guided.max=0",)):
+        ctx = context(config, "alarms={}", *off, number=2, pair=now, earlier_pair=before)
+        names.append([alarm.name for alarm in gate_alarms._collapse(ctx)])
+    assert names == [["pairs_of_one_source"], [], []]
+
+
+def test_silence_is_no_divergence(config, tmp_path, monkeypatch):
+    """Where the judge in force is sure and the held-out judge says nothing, nothing is found worse."""
+    takes = [Take(f"t{i}", "fresh", p, p, "", i) for i, p in enumerate(PROMPTS)]
+    monkeypatch.setattr(gate_alarms, "with_weights", lambda *given: len(given))  # two judges
+    monkeypatch.setattr(gate_alarms, "compare", lambda *given: [1.0] * 24)
+    monkeypatch.setattr(gate_alarms, "read_clip", lambda path: (None, 8))
+    monkeypatch.setattr(
+        gate_alarms, "measure", lambda frames: {"motion_magnitude": 1.0, "motion_smoothness": 1.0}
+    )
+    ctx = context(config, "alarms={}")
+    silent = float("nan")
+    assert gate_alarms._divergence(ctx, takes, [silent] * 24) == []
+    [found] = gate_alarms._divergence(ctx, takes, [silent, 0.0] * 12)
+    assert (found.name, found.value) == ("diverges_held_out_judge", -0.25)
 
 
 def test_the_rate_falls_with_every_rollback_and_is_whole_again_after_a_promotion(config):

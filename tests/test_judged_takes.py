@@ -56,6 +56,15 @@ class Darker(Brighter):
     sign = -1
 
 
+class Half(Brighter):
+    """Answers about prompt a alone."""
+
+    def _one(self, ask: Ask) -> Vote:
+        if ask.question.prompt != "text a":
+            return vote_of(ask, Reply(None, "", "empty"))
+        return super()._one(ask)
+
+
 def judge(name: str) -> dict:
     return {"type": "python", "target": f"tests.test_judged_takes:{name}", "dimensions": DIMENSIONS}
 
@@ -176,6 +185,19 @@ def test_none_asked_is_no_row_and_the_base_has_no_win_rate(prepared, tmp_path):
     nobody = filmed(tmp_path / "nobody", prepared, 100)
     rows, _, _ = measured(context(nobody, inputs, evaluate={"num_judged": 0}))
     assert (rows["win_rate_vs_base"]["value"], rows["win_rate_vs_base"]["num_clips"]) == (None, 0)
+
+
+def test_a_question_without_an_answer_is_no_tie(prepared, tmp_path, caplog):
+    inputs = {"prepare": prepared, "base": filmed(tmp_path / "base", prepared, 60)}
+    ctx = context(filmed(tmp_path / "out", prepared, 100), inputs, judge=judge("Half"))
+    rows, _, _ = measured(ctx)
+    # six takes are judged, two of each prompt; a beats its base and loses to its anchors
+    found = rows["win_rate_vs_base"]
+    assert (found["value"], found["num_clips"]) == (1, 2)
+    assert (rows["fool_rate"]["value"], rows["fool_rate"]["num_clips"]) == (0, 2)
+    agreement = rows["judge_oracle_agreement_vs_base"]
+    assert (agreement["value"], agreement["num_clips"]) == (1, 2)
+    assert "win_rate_vs_base could not be measured on 4 of 6 clips, which are left out" in caplog.messages
 
 
 def test_a_trained_judge_is_no_held_out_judge(tmp_path):

@@ -290,6 +290,10 @@ def test_alarms_of_a_gate_are_shown_with_what_follows(complete: Page) -> None:
     assert '{"num_prompts": 96, "detects": 0.08}' in text  # power, as it stands
 
 
+def test_the_bounds_of_a_generator_are_those_of_its_error(complete: Page) -> None:
+    assert "(each at α\u00a0=\u00a00.030)" in complete.text and "interval" in complete.text
+
+
 def test_time_lost_and_money_are_told_apart(small: Path) -> None:
     text = Page(write_report(small)).text
     assert "stopped or failed attempts" not in text and "cost at" not in text

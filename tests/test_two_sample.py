@@ -27,6 +27,18 @@ def test_samples_of_one_kind_are_not_told_apart_and_others_as_far_as_they_differ
     assert two_sample_auc(features(rng, 20), features(rng), GROUPS, GROUPS).value == 1
 
 
+def test_the_interval_covers_a_half_where_there_is_no_difference():
+    """Six prompts of eight clips and 46 features, hardly more than it takes."""
+    rng, groups, covered, plain = np.random.default_rng(4), [str(i // 4) for i in range(24)], 0, 0
+    for _ in range(60):
+        found = two_sample_auc(rng.normal(size=(24, 46)), rng.normal(size=(24, 46)), groups, groups)
+        covered += found.low <= 0.5 <= found.high
+        # the bootstrap alone: √(1 + 5/4) for the folds and t(.975) with 5 degrees of freedom less
+        end = found.low if found.value > 0.5 else found.high
+        plain += abs(0.5 - found.value) <= abs(end - found.value) / (1.5 * 2.5706 / 1.9600)
+    assert plain < 54 and covered >= 55
+
+
 def test_no_prompt_is_on_both_sides_of_a_fold():
     rng = np.random.default_rng(1)
     groups = [*GROUPS, *GROUPS]

@@ -31,6 +31,8 @@ def decisions(run: Run) -> Html | None:
             share = decision.get(measured)
             value = number(float(share)) if is_number(share) else "–"
             bounds = interval(decision.get("low"), decision.get("high"))
+            if bounds and is_number(decision.get("alpha")):  # one-sided, of an error that shrinks by attempt
+                bounds += f" (each at α\u00a0=\u00a0{decision['alpha']:.3f})"
             rows.append([f"round {r}", who, mark, value, bounds, _why(decision)])
             alarms += [_alarm(r, who, alarm) for alarm in _listed(decision.get("alarms"))]
             rest = {name: value for name, value in decision.items() if name not in _TOLD}
@@ -38,11 +40,14 @@ def decisions(run: Run) -> Html | None:
                 details.append(_everything(f"round {r}, {who}", rest))
     if not rows:
         return None
-    lead = "The judge is measured by its accuracy on held-out known answers, the generator by its win rate."
+    lead = (
+        "The judge is measured by its accuracy on held-out known answers, with a 95\u00a0% interval, the "
+        "generator by its win rate, with one-sided bounds at the error α that the attempt may spend."
+    )
     return join(
         element("p", lead, _class="lead"),
         element("ul", *alarms, _class="alarms") if alarms else None,
-        tables.plain(("", "gate", "decision", "measured", "95 % interval", "reason"), rows, numeric=(3, 4)),
+        tables.plain(("", "gate", "decision", "measured", "interval", "reason"), rows, numeric=(3, 4)),
         element("details", element("summary", "All that the gates measured"), *details) if details else None,
     )
 

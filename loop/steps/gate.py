@@ -8,6 +8,7 @@ report part has no say. Formulas, alarms and what follows a rollback: docs/gate.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from loop import power
 from loop.alarms import Alarm, as_rows
 from loop.held_out import held_out_anchors, held_out_prompts
 from loop.stages import StageContext, derive_seed
-from loop.statistics import Interval, bootstrap_mean
+from loop.statistics import Interval, win_rate_interval
 from loop.steps.common import clip_paths, load_generator, write_json
 from loop.steps.gate_alarms import compare, gate_alarms
 from loop.steps.judging import open_held_out_judge
@@ -49,11 +50,18 @@ def run(ctx: StageContext) -> None:
 def decide(
     ctx: StageContext, wins: list[float], prompts: list[str], alarms: list[Alarm], earlier: dict[str, Any]
 ) -> dict[str, Any]:
-    """gate.json: promotion where the lower bound clears the margin and no alarm forbids it."""
+    """gate.json: promotion where the lower bound clears the margin and no alarm forbids it.
+
+    A comparison without an answer (NaN) says nothing of either generator and is left out.
+    """
     settings = ctx.config.gate
     attempt = earlier["attempt"] + 1
     alpha = power.attempt_alpha(settings.alpha, attempt)
-    found = bootstrap_mean(wins, prompts, ctx.seed, level=1 - 2 * alpha, num_draws=20_000)
+    num_prompts = len(set(prompts))  # of the gate part: an attempt to come may have all of them answered
+    answered = [i for i, score in enumerate(wins) if not math.isnan(score)]
+    unanswered = len(wins) - len(answered)
+    wins, prompts = [wins[i] for i in answered], [prompts[i] for i in answered]
+    found = win_rate_interval(wins, prompts, ctx.seed, alpha)
     least = 0.5 - settings.margin
     ignored = ctx.config.alarms.report_only if ctx.config.alarms is not None else ()
     forbidding = [alarm for alarm in alarms if alarm.name not in ignored]
@@ -62,28 +70,39 @@ def decide(
     spread = power.measured_spread(wins, prompts)
     result: dict[str, Any] = {
         "keep": keep,
-        "reason": _reason(keep, clears, found, alpha, least, forbidding),
+        "reason": _reason(keep, clears, found, alpha, least, forbidding, unanswered),
         "win_rate": found.value,
         "low": found.low,
         "high": found.high,
         "num_prompts": len(set(prompts)),
         "num_pairs": found.num,
+        "num_unanswered": unanswered,
         "alpha": alpha,
         "attempt": attempt,
         "action": "promote" if keep else "roll_back",
         "alarms": as_rows(alarms),
-        "power": power.report(settings, spread, len(set(prompts)), attempt, alpha),
+        "power": power.report(settings, spread, num_prompts, attempt, alpha),
     }
     return result | _adapted(ctx, 0 if keep else earlier["rollbacks"] + 1)
 
 
 def _reason(
-    keep: bool, clears: bool, found: Interval, alpha: float, least: float, forbidding: list[Alarm]
+    keep: bool,
+    clears: bool,
+    found: Interval,
+    alpha: float,
+    least: float,
+    forbidding: list[Alarm],
+    unanswered: int,
 ) -> str:
     measured = (
         f"the frozen judge prefers the new generator to its parent in {found.value:.3f} of {found.num} "
         f"pairs, one-sided lower bound {found.low:.3f} at α = {alpha:.4f}, needed above {least:.3f}"
+        if found.num
+        else "the frozen judge prefers neither"
     )
+    if unanswered:
+        measured += f"; it gave no answer to {unanswered} of {found.num + unanswered} pairs"
     if not forbidding:
         return f"{'kept' if keep else 'rolled back'}: {measured}"
     told = "; ".join(f"{alarm.name}: {alarm.reason}" for alarm in forbidding)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from generator.clips import read_clip
 from loop.alarms import Alarm, collapse_alarms, divergence_alarms, saturation_alarms
+from loop.config import SourceConfig
 from loop.measure import measure
 from loop.models import with_weights
 from loop.stages import StageContext
 from loop.steps.common import read_table
-from loop.steps.judging import ask, fold_all, judge_config, open_judge, write_verdicts
+from loop.steps.judging import ask, fold_all, judge_config, open_judge, scores_of, write_verdicts
 from loop.steps.questions import StoredClip, make_question
 from loop.steps.sample import Take
 from reward.config import VotingConfig
@@ -31,6 +33,7 @@ def compare(
 ) -> list[float]:
     """A judge's score of each new take against the parent's take of the same prompt and seed, in [0, 1].
 
+    NaN where it gave no answer in either order: half a win is what a tie counts, not silence.
     `name` is that of the questions; votes of a killed attempt are not asked again. Writes the verdicts.
     """
     questions = [
@@ -55,12 +58,7 @@ def compare(
         judge.close()
     file = "verdicts.parquet" if name == "gate" else f"verdicts-{name}.parquet"
     write_verdicts(ctx.out / file, questions, verdicts)
-    scores = []
-    for q, v in zip(questions, verdicts, strict=True):
-        score = v.dimensions["overall"].score
-        assert isinstance(q.first, StoredClip)
-        scores.append(score if q.first.clip_id.startswith("candidate/") else 1 - score)
-    return scores
+    return scores_of("candidate/", questions, verdicts)
 
 
 def gate_alarms(ctx: StageContext, takes: Sequence[Take], wins: Sequence[float]) -> list[Alarm]:
@@ -85,6 +83,10 @@ def _divergence(ctx: StageContext, takes: Sequence[Take], wins: Sequence[float])
         training = compare(
             ctx, lambda: open_judge(ctx, trained), judge_config(ctx, trained).dimensions, takes, "training"
         )
+    # silence leans to neither side
+    training, wins = (
+        [0.5 if math.isnan(score) else score for score in scores] for scores in (training, wins)
+    )
     new, old = (
         [measure(read_clip(ctx.out / folder / f"{t.take_id}.mp4")[0]) for t in takes]
         for folder in ("candidate", "parent")
@@ -125,8 +127,15 @@ def _collapse(ctx: StageContext) -> list[Alarm]:
     )
     earlier = ctx.inputs.get("earlier_pair")
     before = _json(earlier / "metrics.json")["kept"] if earlier is not None else {}
+    # a source that was switched off since, as in a branch, is no choice any more
+    sources = ctx.config.pair.sources
+    before = {name: num for name, num in before.items() if _is_on(getattr(sources, name))}
     now = _json(ctx.inputs["pair"] / "metrics.json")["kept"]
     return collapse_alarms(now, offered, before, settings)
+
+
+def _is_on(source: SourceConfig) -> bool:
+    return source.weight > 0 and source.max != 0
 
 
 def _json(path: Path) -> dict:

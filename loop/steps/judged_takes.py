@@ -5,6 +5,7 @@ The judge in force changes from round to round; the held-out judge is the same i
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from loop.steps.judging import (
     has_held_out_judge_in_force,
     open_held_out_judge,
     open_judge,
+    scores_of,
     write_verdicts,
 )
 from loop.steps.metrics import Rows
@@ -109,7 +111,7 @@ def _asked(
     takes: Sequence[Take],
     others: Sequence[StoredClip],
 ) -> list[float]:
-    """How each take fares against its counterpart: 1 it wins, 0 it loses, ties half."""
+    """How each take fares against its counterpart: 1 it wins, 0 it loses, ties half, NaN if unanswered."""
     questions: list[Question] = []
     for t, other in zip(takes, others, strict=True):
         mine = StoredClip(f"round-{ctx.round}/{t.take_id}", ctx.out / t.file)
@@ -121,12 +123,7 @@ def _asked(
         )  # fmt: skip
     verdicts = fold_all(questions, ask(ctx, panel.judge, questions, _voting(ctx), what))
     write_verdicts(ctx.out / f"verdicts-{what}.parquet", questions, verdicts)
-    scores = []
-    for q, v in zip(questions, verdicts, strict=True):
-        score = v.dimensions["overall"].score
-        assert isinstance(q.first, StoredClip)
-        scores.append(score if q.first.clip_id.startswith(f"round-{ctx.round}/") else 1 - score)
-    return scores
+    return scores_of(f"round-{ctx.round}/", questions, verdicts)
 
 
 def _win_rate(
@@ -157,6 +154,8 @@ def _oracle_agreement(
     agree, groups = [], []
     for t, score in zip(asked, scores, strict=True):
         a, b = now[t.take_id], before[t.take_id]
+        if math.isnan(score):
+            continue
         if a is not None and b is not None and abs(a - b) > CLEAR_DIFFERENCE:
             agree.append(0.5 if score == 0.5 else float((score > 0.5) == (a > b)))
             groups.append(t.prompt_id)

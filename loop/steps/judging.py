@@ -256,6 +256,18 @@ def accuracy(
     ]
 
 
+def scores_of(mine: str, questions: Sequence[Question], verdicts: Sequence[Verdict]) -> list[float]:
+    """How the clip whose id begins with `mine` fares in each question: 1 it wins, 0 it loses, ties half.
+
+    NaN for a question without a vote, which says nothing of either clip.
+    """
+    scores = []
+    for q, v in zip(questions, verdicts, strict=True):
+        score = v.dimensions["overall"].score if v.num_votes else float("nan")
+        scores.append(score if clip_id(q.first).startswith(mine) else 1 - score)
+    return scores
+
+
 def flip_rate(verdicts: Sequence[Verdict], dimension: str) -> float:
     """The share of ballots whose two orders contradict each other; NaN without a complete ballot."""
     rates = [r for v in verdicts if (r := v.dimensions[dimension].flip_rate) is not None]

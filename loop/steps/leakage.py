@@ -9,11 +9,11 @@ import numpy as np
 
 from generator.clips import read_clip
 from generator.models.base import VideoModel
-from generator.probe import held_out_scores, latent_statistics, pixel_statistics
+from generator.probe import held_out_scores, latent_statistics, num_folds, pixel_statistics
 from generator.road import read_latents
 from loop.held_out import training_anchors
 from loop.stages import StageContext
-from loop.statistics import Interval
+from loop.statistics import Interval, widened_for_folds
 from loop.steps.common import read_table
 
 T = TypeVar("T")
@@ -46,7 +46,7 @@ def probe(ctx: StageContext, model: VideoModel, add: Callable[[str, Interval], N
 
 
 def auc(scores: np.ndarray, is_real: np.ndarray, groups: list[str], num_samples: int = 500) -> Interval:
-    """Area under the ROC curve with a 95 % bootstrap interval over groups."""
+    """Area under the ROC curve of `held_out_scores`, with a 95 % interval over groups."""
     from sklearn.metrics import roc_auc_score
 
     names = sorted(set(groups))
@@ -58,7 +58,10 @@ def auc(scores: np.ndarray, is_real: np.ndarray, groups: list[str], num_samples:
         if 0 < is_real[drawn].sum() < len(drawn):
             found.append(roc_auc_score(is_real[drawn], scores[drawn]))
     low, high = np.quantile(found, [0.025, 0.975])
-    return Interval(float(roc_auc_score(is_real, scores)), float(low), float(high), len(groups))
+    both = {g for g, real in zip(groups, is_real, strict=True) if real}
+    both &= {g for g, real in zip(groups, is_real, strict=True) if not real}
+    plain = Interval(float(roc_auc_score(is_real, scores)), float(low), float(high), len(groups))
+    return widened_for_folds(plain, len(both), num_folds(len(both)))
 
 
 def _spread(rows: Sequence[T]) -> list[T]:
