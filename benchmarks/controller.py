@@ -14,6 +14,7 @@ rows:
           beyond what it began with (some 70 MB of that are libraries that it loads first)
   round   all of it, against what the models would take: --take-seconds and --vote-seconds on one device each,
           shared by --devices
+  report  report.html of the whole run, with clips of 256 bytes; memory beyond its libraries
   resume  the same command with one round more, up to the first stage that has work: manifests and sizes;
           apart from that, hashing what that stage reads. The least of three
 "cpu" is what an idle machine would take, but for the waits of its disk; on a busy one "seconds" is more.
@@ -43,6 +44,7 @@ from loop.campaign import run_campaign
 from loop.config import CampaignConfig
 from loop.config_file import LoadedConfig
 from loop.progress import Display
+from loop.report import write_report
 from loop.stages import STAGES, Stage, StageContext
 from loop.steps import evaluate as evaluating
 from loop.steps.common import clip_paths, read_table, write_json, write_table
@@ -215,13 +217,18 @@ def forked(
     function: Callable[[StageContext], None], name: str, found: dict[str, Cost], ctx: StageContext
 ) -> None:
     """Runs a stage function in a child and notes its cost."""
+    found[f"{ctx.round}/{name}"] = in_child(partial(function, ctx), name)
+
+
+def in_child(function: Callable[[], object], name: str) -> Cost:
+    """What a function takes in a process of its own."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
         code = 1
         try:
             began = memory("VmRSS", reset=True)
-            function(ctx)
+            function()
             os.write(write, str(memory("VmHWM") - began).encode())
             code = 0
         finally:
@@ -231,7 +238,7 @@ def forked(
         said = pipe.read()
     _, status, used = os.wait4(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0, f"{name} failed"
-    found[f"{ctx.round}/{name}"] = Cost(used.ru_utime + used.ru_stime, int(said))
+    return Cost(used.ru_utime + used.ru_stime, int(said))
 
 
 def cpu_seconds() -> float:
@@ -284,6 +291,14 @@ def _rounded(seconds: float, cpu: float, num_bytes: int) -> dict[str, float]:
     return {"seconds": round(seconds, 2), "cpu": round(cpu, 2), "MB": round(num_bytes / 1e6)}
 
 
+def measure_report(root: Path) -> dict[str, Any]:
+    """report.html of the run, as it is written at each end of the campaign."""
+    began = time.perf_counter()
+    cost = in_child(partial(write_report, root), "report")
+    row = _rounded(time.perf_counter() - began, cost.cpu, cost.memory)
+    return {"report": f"{(root / 'report.html').stat().st_size / 1e6:.2f} MB", **row}
+
+
 def measure_resume(root: Path, config: CampaignConfig) -> dict[str, Any]:
     """Until the first stage with work starts, without the hashes of what it reads."""
     hashing = {"seconds": 0.0, "cpu": 0.0}
@@ -330,10 +345,11 @@ def measure(num_takes: int, args: argparse.Namespace) -> None:
             rows = measure_round(root, config)
             if not best or rows[-1]["cpu"] < best[-1]["cpu"]:
                 best = rows
+            report = measure_report(root)
             resumed += [measure_resume(root, config) for _ in range(3)]
             num_votes = json.loads((root / "round-001/label/metrics.json").read_text())["num_votes"]
         least = min(resumed, key=lambda row: row["cpu"])
-        for row in [*best, share(best[-1], num_takes, num_votes, args), least]:
+        for row in [*best, share(best[-1], num_takes, num_votes, args), report, least]:
             print(json.dumps({"takes": num_takes, **row}), flush=True)
 
 

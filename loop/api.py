@@ -17,6 +17,7 @@ import pandas as pd
 
 from loop.curves import is_kept, read_curves
 from loop.decision import read_decision
+from loop.device_hours import ENDS, device_hours
 from loop.errors import UserError
 from loop.frames import frame, read_parquet
 from loop.stages import plan
@@ -144,10 +145,12 @@ class Campaign:
         )
 
     def stages(self) -> pd.DataFrame:
-        """A row for each stage of the campaign, also those to come: state, and wall time in seconds."""
+        """A row for each stage of the campaign, also those to come: state, wall time in seconds, devices."""
+        events = Store(self.path).events()
+        spent = device_hours(events)
         ended: dict[tuple[int, str], list[dict[str, Any]]] = {}
-        for event in Store(self.path).events():
-            if event["event"] in ("stage_committed", "stage_failed", "stage_stopped"):
+        for event in events:
+            if event["event"] in ENDS:
                 ended.setdefault((event["round"], event["stage"]), []).append(event)
         rows = []
         for stage in read_status(self.path).stages:
@@ -157,6 +160,7 @@ class Campaign:
                     **vars(stage),
                     "attempts": len(attempts),
                     "seconds_of_all": sum(event["seconds"] for event in attempts),
+                    "device_hours": spent.get((stage.round, stage.stage)),
                     "ended": pd.to_datetime(attempts[-1]["time"], unit="s", utc=True) if attempts else pd.NaT,
                 }
             )

@@ -6,6 +6,7 @@ Everywhere else a stage is alone: one process, on the first GPU or the CPU.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -79,6 +80,11 @@ def device() -> str:
     if not dist.is_initialized():
         return "cuda" if torch.cuda.is_available() else "cpu"
     return "cpu" if dist.get_backend() == "gloo" else f"cuda:{torch.cuda.current_device()}"
+
+
+def accelerators() -> int:
+    """How many accelerators the stage's processes have, one each; 0 on a CPU and without torch."""
+    return 0 if "torch" not in sys.modules or device() == "cpu" else size()
 
 
 def sharding(update: UpdateConfig, environ: Mapping[str, str] = os.environ) -> Sharding | None:

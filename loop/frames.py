@@ -56,7 +56,7 @@ COLUMNS: dict[str, dict[str, str]] = {
     },
     "stages": {
         "round": INT, "stage": TEXT, "state": TEXT, "seconds": FLOAT, "attempts": INT,
-        "seconds_of_all": FLOAT, "ended": TIME,
+        "seconds_of_all": FLOAT, "devices": INT, "device_hours": FLOAT, "ended": TIME,
     },
 }  # fmt: skip
 

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 import yaml
 
+from loop import distributed
 from loop.config import CampaignConfig
 from loop.errors import UserError
 from loop.stages import Stage, StageContext
@@ -37,6 +38,8 @@ _LOST_A_PEER = re.compile(r"peer|connection|gloo|nccl", re.IGNORECASE)  # what t
 
 
 class Launcher(Protocol):
+    devices: int | None  # that the stage launched last had (loop/device_hours.py); None where it did not say
+
     def launch(self, stage: Stage, context: StageContext) -> None:
         """Run the stage to its end. Raises whatever the stage raises."""
         ...
@@ -44,6 +47,8 @@ class Launcher(Protocol):
 
 class InlineLauncher:
     """In this process, one stage after the other."""
+
+    devices: int | None = None
 
     def __init__(self, config: CampaignConfig):
         if config.threads is None:
@@ -57,7 +62,10 @@ class InlineLauncher:
         function = stage.resolve()
         quieten_libraries()
         _seed_libraries(context.seed)  # after the import: a resumed process then draws as this one does
-        function(context)
+        try:
+            function(context)
+        finally:
+            self.devices = distributed.accelerators()
 
 
 def quieten_libraries() -> None:
@@ -84,6 +92,8 @@ def _seed_libraries(seed: int) -> None:
 
 class ProcessLauncher:
     """Every stage in a fresh process (loop/worker.py), so that none leaves memory behind for the next."""
+
+    devices: int | None = None
 
     def __init__(self, config: CampaignConfig):
         self.config = config
@@ -142,6 +152,7 @@ class ProcessLauncher:
             printed.join(SECONDS_TO_PRINT)
         finally:
             _end(process)
+            self.devices = reports.devices
         if reports.error is None and code == 0 and reports.done:
             return
         # A scheduler signals all processes of a job: our own signal, on its way, says more than this.
@@ -216,6 +227,7 @@ class _Reports:
     def __init__(self, context: StageContext):
         self.progress = context.progress
         self.error: dict[str, Any] | None = None
+        self.devices: int | None = None
         self.done = False
 
     def take(self, line: str) -> None:
@@ -232,6 +244,8 @@ class _Reports:
         elif "log" in message:
             record = logging.makeLogRecord(message["log"])
             logging.getLogger(record.name).handle(record)
+        elif "devices" in message:
+            self.devices = message["devices"]
         elif "error" in message:
             self.error = self.error or message["error"]  # others fail because the first one did
         else:

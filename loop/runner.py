@@ -204,6 +204,7 @@ class StageRunner:
         self.attempt = self.attempt or self.store.begin_attempt()
         path = self._log_file(round, name)
         began = time.monotonic()
+        self.launcher.devices = None
         self.store.event("stage_started", round=round, stage=name, log=str(path.relative_to(self.store.root)))
         outcome = "stage_stopped"
         with _log_to(path, self.display) as log:
@@ -225,8 +226,11 @@ class StageRunner:
                 raise StageFailed(f"stage {name} of round {round} failed: {reason}", path) from error
             finally:
                 seconds = time.monotonic() - began
+                said: dict[str, Any] = {"round": round, "stage": name, "seconds": seconds}
+                if self.launcher.devices is not None:
+                    said["devices"] = self.launcher.devices
                 with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
-                    self.store.event(outcome, round=round, stage=name, seconds=seconds)
+                    self.store.event(outcome, **said)
 
 
 def _identify_judge(section: dict[str, Any], judge: JudgeConfig, key: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loop.decision import accepts, read_decision
+from loop.device_hours import device_hours
 from loop.errors import UserError
 from loop.eta import Outlook, Running, durations, outlook
 from loop.past import ended_by_patience
@@ -20,12 +21,13 @@ State = Literal["running", "done", "stopped", "failed", "interrupted"]
 
 @dataclass(frozen=True)
 class StageStatus:
-    """seconds: of the attempt that committed the stage; None where the event log does not say."""
+    """seconds, devices: of the attempt that committed the stage; None where the event log does not say."""
 
     round: int
     stage: str
     state: Literal["committed", "running", "failed", "pending"]
     seconds: float | None
+    devices: int | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Status:
     """generator_in_force, judge_in_force: the round they come from; 0 = the base and the configured judge.
 
     seconds_left: of the whole campaign while it runs, None where it is not known; seconds_left_rests_on says
-    in words on what it rests (loop/eta.py).
+    in words on what it rests (loop/eta.py). device_hours: of all attempts so far, None where none says.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Status:
     seconds_left: float | None
     seconds_left_rests_on: str
     pruned: Pruned | None = None  # what `retake prune` has freed
+    device_hours: float | None = None
 
     def as_json(self) -> str:
         return json.dumps(asdict(self), indent=2)
@@ -156,6 +159,7 @@ def read_status(root: Path) -> Status:
         seconds_left=left.seconds_left,
         seconds_left_rests_on=left.rests_on,
         pruned=pruned_in(root),
+        device_hours=sum(spent.values()) if (spent := device_hours(events)) else None,
     )
 
 
@@ -208,8 +212,9 @@ def _stage(
 
     of = of_stage(events)
     if read_manifest(store.artefact(round, name)) is not None:
-        seconds = [event["seconds"] for event in of if event["event"] == "stage_committed"]
-        return StageStatus(round, name, "committed", seconds[-1] if seconds else None)
+        commits = [event for event in of if event["event"] == "stage_committed"]
+        last = commits[-1] if commits else {}
+        return StageStatus(round, name, "committed", last.get("seconds"), last.get("devices"))
     now = of_stage(launched)
     if now and now[-1]["event"] == "stage_started":
         return StageStatus(round, name, "running", None)

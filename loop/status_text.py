@@ -16,6 +16,8 @@ def status_lines(status: Status, all_rounds: bool = True) -> list[str]:
     )
     if status.state != "done":
         lines.append(f"time left: {time_left(status)}")
+    if status.device_hours:
+        lines.append(f"device-hours: {status.device_hours:.2f} so far")
     if status.pruned:
         lines.append(f"pruned: {status.pruned}")
     shown = status.stages if all_rounds else [s for s in status.stages if s.round == _under_way(status)]
@@ -25,6 +27,8 @@ def status_lines(status: Status, all_rounds: bool = True) -> list[str]:
             line += progress_words(status.running)
         elif stage.seconds is not None:
             line += f"{stage.seconds:8.1f} s"
+            if stage.devices:
+                line += f" on {stage.devices} device{'s'[: stage.devices > 1]}"
         lines.append(line)
     return lines + [f"  round {a['round']}  alarm {a['name']}: {a['reason']}" for a in status.alarms]
 

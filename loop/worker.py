@@ -114,6 +114,9 @@ def main(path: Path) -> int:
                 if rank != 0:  # the campaign tells of one error, which may be another process's
                     log.exception("this process failed")
                 raise
+            finally:
+                if rank == 0:
+                    channel.send(devices=launcher.devices)
         if request["distributed"]:
             distributed.end()
     except Exception as error:

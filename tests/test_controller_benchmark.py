@@ -30,6 +30,9 @@ def test_a_small_round_is_planned_asked_folded_and_committed(tmp_path, capsys):
     assert json.loads((folder / "label" / "metrics.json").read_text())["num_votes"] == 8 * 7 * 2
     assert 0 < pq.read_metadata(folder / "pair" / "pairs.parquet").num_rows < 8 * 7
     assert len(list((folder / "sample" / "clips").iterdir())) == 64
+    report = controller.measure_report(tmp_path / "run")
+    assert report["report"].endswith("MB") and (tmp_path / "run" / "report.html").is_file()
+
     found = controller.measure_resume(tmp_path / "run", config)
     assert found["seconds"] > 0 and found["then hashing"] > 0
     assert not (tmp_path / "run" / "round-002").exists() and verify(tmp_path / "run").damage == []

@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from loop.report import write_report
@@ -20,7 +22,11 @@ pytestmark = needs_browser
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A browser with the report of two rounds, the second rolled back; each test finds it as it opens."""
     folder = tmp_path_factory.mktemp("browser")
-    report = write_report(fabricate(folder, rounds=2, num_prompts=2, num_questions=30, markup=HOSTILE))
+    run = fabricate(folder, rounds=2, num_prompts=2, num_questions=30, markup=HOSTILE)
+    scores = run / "round-001" / "evaluate" / "scores.parquet"
+    rows = [row | {"flicker": 0.9 * row["flicker"]} for row in pq.ParquetFile(scores).read().to_pylist()]
+    pq.write_table(pa.Table.from_pylist(rows), scores)
+    report = write_report(run)
     with open_browser(folder / "profile", size=(700, 1600)) as browser:
         browser("POST", "/url", url=report.as_uri())
         yield browser
@@ -103,6 +109,16 @@ def test_the_player_compares_any_two_rounds_of_a_prompt(page: Any) -> None:
     assert len(rows) == 6 and rows[0].startswith("Oracle total")
 
 
+def test_a_change_is_small_only_against_its_values(page: Any) -> None:
+    """Flicker lies in thousandths: what moves its second digit is not "0"."""
+    cells = (
+        "return [...document.querySelectorAll('.marks tbody tr')].map(row => [...row.children]"
+        ".map(cell => cell.textContent))"
+    )
+    [(old, new, change)] = [row[1:] for row in execute(page, cells) if row[0] == "Flicker"]
+    assert old != new and change.startswith("−0.000")
+
+
 def test_the_player_steps_by_frames_and_wipes(page: Any) -> None:
     look(page, "#player")
     wait_for(lambda: all(ready >= 2 for ready, _ in times(page, "#player video")))
@@ -118,14 +134,44 @@ def test_the_player_steps_by_frames_and_wipes(page: Any) -> None:
         "const wipe = document.querySelector('#player input.wipe');"
         "wipe.value = 30; wipe.dispatchEvent(new Event('input'))",
     )
-    cut = "return getComputedStyle(document.querySelector('#player .before')).clipPath"
+    cut = "return getComputedStyle(document.querySelector('#player .before .video')).clipPath"
     assert execute(page, cut) == "inset(0px 70% 0px 0px)"
+    # both names are whole wherever the cut is, and stand beside each other
+    names = execute(
+        page,
+        "return [...document.querySelectorAll('#player figcaption')].map(caption => {"
+        "const words = document.createRange(); words.selectNodeContents(caption);"
+        "const box = words.getBoundingClientRect(); return [box.left, box.right, box.top] })",
+    )
+    (_, before_ends, before_top), (after_begins, _, after_top) = names
+    assert before_ends < after_begins and before_top == after_top
     boxes = "return [...document.querySelectorAll('#player video')].map(v => v.getBoundingClientRect().left)"
     left, right = execute(page, boxes)
     assert left == right
     click(page, "#player input[value=beside]")
     left, right = execute(page, boxes)
     assert left < right
+
+
+def test_on_a_phone_everything_is_legible_and_nothing_sticks_out(page: Any) -> None:
+    def cdp(command: str, **params: Any) -> None:
+        page("POST", "/goog/cdp/execute", cmd=command, params=params)
+
+    cdp("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=2, mobile=True)
+    try:
+        assert execute(page, "return document.documentElement.scrollWidth") == 390
+        words = "[...document.querySelectorAll('.hero svg text')]"
+        heights = execute(page, f"return {words}.map(text => text.getBoundingClientRect().height)")
+        assert min(heights) > 9  # pixels
+        # the reasons of the gates are in view without scrolling sideways
+        reasons = execute(
+            page,
+            "return [...document.querySelectorAll('.decisions td:last-child')].map(cell => {"
+            "const box = cell.getBoundingClientRect(); return [box.left, box.right] })",
+        )
+        assert reasons and all(left >= 0 and right <= 390 for left, right in reasons)
+    finally:
+        cdp("Emulation.clearDeviceMetricsOverride")
 
 
 def test_switches_of_the_curves(page: Any) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+import tracemalloc
+import weakref
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from loop.report import cards, write_report
+from loop.report import cards, collect, write_report
 from loop.report.collect import read_run
 from loop.report.embed import Clips
 from loop.report.fates import Fate, Fates
@@ -65,7 +67,8 @@ def fates(tmp_path: Path) -> Fates:
         pa.Table.from_pylist([dict(zip(columns, drop, strict=True)) for drop in drops]),
         pair / "dropped.parquet",
     )
-    return Fates(read_run(tmp_path), 1)
+    names = ("kept", "turned", "part", "tied", "many", "other")
+    return Fates(read_run(tmp_path), 1, [verdict(name) for name in names])
 
 
 def test_what_became_of_a_question(fates: Fates) -> None:
@@ -83,7 +86,7 @@ def test_what_became_of_a_question(fates: Fates) -> None:
 
 def test_a_run_of_an_older_version_knows_no_reasons(tmp_path: Path) -> None:
     (tmp_path / "resolved.json").write_text("{}")
-    assert Fates(read_run(tmp_path), 1).of(verdict("a")) == Fate("none", "not paired yet")
+    assert Fates(read_run(tmp_path), 1, [verdict("a")]).of(verdict("a")) == Fate("none", "not paired yet")
 
 
 def test_the_winner_of_a_take_against_a_real_clip_is_named() -> None:
@@ -118,3 +121,72 @@ def test_a_round_of_5000_verdicts_makes_no_large_page(tmp_path: Path) -> None:
     assert path.stat().st_size < 1_000_000
     kinds = Counter(card["data-kind"] for card in page.all("article"))
     assert set(kinds) == {"take_take", "take_real", "segment"} and min(kinds.values()) >= 15
+
+
+def test_a_draw_keeps_no_more_than_may_be_drawn() -> None:
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+    most = 0
+
+    class Followed(dict[str, Any]):
+        """A row that a weak reference can follow."""
+
+        __hash__ = object.__hash__  # type: ignore[assignment]
+
+    def asked() -> Any:
+        nonlocal most
+        for i in range(3000):
+            row = Followed(verdict(f"v{i}", (i % 5) / 5 + 0.1))
+            alive.add(row)
+            yield row
+            most = max(most, len(alive))
+
+    assert len(draw(asked(), 10)) == 10
+    assert most <= 5 * 2 * 10 + 2
+
+
+def test_tables_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = fabricate(tmp_path, rounds=1, num_prompts=2, num_questions=50)
+    whole = write_report(run).read_text(encoding="utf-8")
+    monkeypatch.setattr(collect, "_ROWS_AT_ONCE", 7)  # of any table
+    assert write_report(run).read_text(encoding="utf-8") == whole
+
+
+def test_memory_is_flat_in_the_number_of_verdicts(tmp_path: Path) -> None:
+    run = fabricate(tmp_path, rounds=1, num_prompts=2, num_questions=100)
+
+    def peak() -> int:
+        tracemalloc.start()
+        write_report(run)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    peak()  # what is imported once
+    small = peak()
+    for path in (run / "round-001").glob("*/*.parquet"):
+        if path.parent.name != "evaluate":
+            table = pq.ParquetFile(path).read()
+            copies = [_renamed(table, f"-{i}") for i in range(100)]
+            pq.write_table(pa.concat_tables([table, *copies]).combine_chunks(), path)
+    assert peak() < small + 12_000_000  # bytes; whole tables take 40 million more
+
+
+def _renamed(table: pa.Table, mark: str) -> pa.Table:
+    """The same rows about other questions, takes and pairs."""
+    for i, name in enumerate(table.schema.names):
+        if name.endswith("_id"):
+            values = [None if value is None else value + mark for value in table.column(name).to_pylist()]
+            table = table.set_column(i, name, pa.array(values, table.schema.field(i).type))
+    return table
+
+
+def test_a_manifest_is_read_as_far_as_its_versions(tmp_path: Path) -> None:
+    folder = tmp_path / "round-001" / "sample"
+    folder.mkdir(parents=True)
+    (tmp_path / "resolved.json").write_text("{}")
+    manifest = {"config": {"environment": {"x": 1}}, "environment": {"torch": "2.0", "trl": None}}
+    text = json.dumps(manifest | {"files": {}}, indent=1, sort_keys=True)
+    (folder / "manifest.json").write_text(text.replace('"files": {}', '"files": {this is not looked at'))
+    assert read_run(tmp_path).versions() == {"torch": "2.0"}
+    (folder / "manifest.json").write_text(json.dumps(manifest))  # not as retake writes it
+    assert read_run(tmp_path).versions() == {"torch": "2.0"}

@@ -115,7 +115,7 @@ def _odds(verdict: Row) -> Html:
         *(
             element(
                 "span",
-                f"{name} {100 * float(p):.0f} %" if float(p) >= 0.16 else "",
+                f"{name} {100 * float(p):.0f} %" if float(p) >= 0.2 else "",
                 title=f"P({name}) = {number(float(p))}",
                 _class=f"odd {name.lower()}",
                 style=f"flex-grow:{float(p):.3f}",

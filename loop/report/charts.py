@@ -103,14 +103,13 @@ def curve(
         if real is not None:
             axes.axhline(real, color=_COLOURS["soft"], linewidth=1.2, linestyle=(0, (7, 4)))
             _name_real(axes, points, real, large)
-        _band(axes, [p for p in points if p.kept is not False])
+        banded = _band(axes, [p for p in points if p.kept is not False])
         _lines(axes, points)
-        told = {
-            _mark(axes, p, large, with_value=large and len(points) <= 10, last=p.round == num_rounds): _tell(
-                p
-            )
-            for p in points
-        }
+        told = {}
+        for p in points:
+            with_bar = large or not banded or p.kept is False
+            name = _mark(axes, p, large, with_bar, large and len(points) <= 10, last=p.round == num_rounds)
+            told[name] = _tell(p)
         heard = "; ".join(f"{_round_name(p.round)} {number(p.value)}" for p in points)
         places = {
             "data-box": f"36 14 {width - 36 - 14} {height - 14 - 22}",  # left, top, width, height of the axes
@@ -158,12 +157,14 @@ def _name_real(axes: Axes, points: Sequence[Point], real: float, large: bool) ->
     label.set_gid("halo-real")
 
 
-def _band(axes: Axes, points: Sequence[Point]) -> None:
+def _band(axes: Axes, points: Sequence[Point]) -> bool:
+    """Whether there is one: a single interval has no width to fill."""
     known = [(p.round, p.low, p.high) for p in points if p.low is not None and p.high is not None]
     if len(known) > 1:
         rounds, low, high = zip(*known, strict=True)
         band = axes.fill_between(rounds, low, high, color=_COLOURS["colour"], alpha=0.14, linewidth=0)
         band.set_gid("interval-band")
+    return len(known) > 1
 
 
 def _lines(axes: Axes, points: Sequence[Point]) -> None:
@@ -181,11 +182,11 @@ def _lines(axes: Axes, points: Sequence[Point]) -> None:
             parent = p
 
 
-def _mark(axes: Axes, p: Point, large: bool, with_value: bool, last: bool) -> str:
-    """A point, with its interval where nothing else shows it; returns the id of what can be pointed at."""
+def _mark(axes: Axes, p: Point, large: bool, with_bar: bool, with_value: bool, last: bool) -> str:
+    """A point, with its interval as a bar if asked for; returns the id of what can be pointed at."""
     hollow, colour = p.kept is False, _COLOURS["colour"]
     name = f"back-{p.round}" if hollow else str(p.round)
-    if p.low is not None and p.high is not None and (hollow or large):
+    if p.low is not None and p.high is not None and with_bar:
         bar = axes.vlines(p.round, p.low, p.high, color=colour, linewidth=1.2, alpha=0.55)
         bar.set_gid(f"interval-{name}")
     [dot] = axes.plot(

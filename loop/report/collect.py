@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from loop.curves import read_curves
 from loop.errors import UserError
@@ -20,8 +22,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-T = TypeVar("T")
 Row = dict[str, Any]
+_ROWS_AT_ONCE = 2**12
+_BUFFER = 2**20  # bytes of a column that are read at once
 
 
 @dataclass(frozen=True)
@@ -73,23 +76,54 @@ class Run:
         return _read_json(folder / file, list)
 
     def table(self, number: int, stage: str, file: str, columns: Sequence[str] | None = None) -> list[Row]:
-        """Rows of a parquet table; columns that an older run lacks are left out of the rows."""
-        table = self.arrow(number, stage, file, columns)
-        return [] if table is None else table.to_pylist()
+        """All rows of a parquet table; columns that an older run lacks are left out of the rows."""
+        return [row for batch in self.batches(number, stage, file, columns) for row in batch.to_pylist()]
 
-    def arrow(
+    def batches(
         self, number: int, stage: str, file: str, columns: Sequence[str] | None = None
-    ) -> pa.Table | None:
-        """The same as an Arrow table, for counting without a Python object per row."""
+    ) -> Iterator[pa.RecordBatch]:
+        """The same a few thousand rows at a time, so that memory does not grow with the table."""
         folder = self.artefact(number, stage)
-        return _read_parquet(folder / file, columns) if folder and (folder / file).is_file() else None
+        if folder is not None and (folder / file).is_file():
+            yield from _read_parquet(folder / file, columns)
+
+    def rows_of(
+        self,
+        number: int,
+        stage: str,
+        file: str,
+        columns: Sequence[str],
+        where: Mapping[str, Collection[Any]],
+    ) -> Iterator[Row]:
+        """The rows that have one of the values of `where` in at least one of its columns, read in batches.
+
+        Only they become Python objects. Columns of `where` are among `columns`; one that an older run lacks
+        finds nothing.
+        """
+        for batch in self.batches(number, stage, file, columns):
+            found: set[int] = set()
+            for name, wanted in where.items():
+                if name in batch.schema.names:  # Arrow's own filters by a list of values import pandas
+                    values = batch.column(name).to_pylist()
+                    found |= {i for i, value in enumerate(values) if value in wanted}
+            for i in sorted(found):
+                yield batch.slice(i, 1).to_pylist()[0]
+
+    def counts(self, number: int, stage: str, file: str, column: str) -> Counter[Any]:
+        """How often each value stands in a column of a parquet table; empty where there is none such."""
+        counted: Counter[Any] = Counter()
+        for batch in self.batches(number, stage, file, (column,)):
+            if column in batch.schema.names:
+                counted.update(batch.column(column).to_pylist())
+        return counted
 
     def num_rows(self, number: int, stage: str, file: str) -> int | None:
         """Rows of a parquet table, from its metadata alone; None where there is no such table."""
         folder = self.artefact(number, stage)
         if folder is None or not (folder / file).is_file():
             return None
-        return _with_parquet(folder / file, lambda opened: opened.metadata.num_rows)
+        with _parquet(folder / file) as opened:
+            return opened.metadata.num_rows
 
     def kept(self, number: int) -> bool | None:
         """Whether the round's generator was kept; the base is, an undecided round is None."""
@@ -148,8 +182,7 @@ class Run:
         """Package versions as the manifests recorded them; several values where attempts differed."""
         seen: dict[str, list[str]] = {}
         for _, _, folder in self.artefacts():
-            manifest = _read_json(folder / MANIFEST)
-            for package, version in manifest.get("environment", {}).items():
+            for package, version in _environment(folder / MANIFEST).items():
                 if version is not None and str(version) not in seen.setdefault(str(package), []):
                     seen[str(package)].append(str(version))
         return {package: ", then ".join(values) for package, values in sorted(seen.items())}
@@ -176,6 +209,21 @@ def is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
 
 
+def _environment(manifest: Path) -> Row:
+    """What a manifest says of packages, read as far as that: below it stands a line for every file."""
+    lines: list[str] = []
+    try:
+        with open(manifest, encoding="utf-8") as file:
+            for line in file:
+                if lines or line.startswith(' "environment": {'):
+                    lines.append(line)
+                if lines and line.startswith(" }"):
+                    return json.loads("{" + "".join(lines).rstrip(",\n") + "}")["environment"]
+    except (OSError, ValueError):
+        pass  # not as retake writes it
+    return _read_json(manifest).get("environment", {})
+
+
 def _read_json(path: Path, kind: type = dict) -> Any:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -190,22 +238,23 @@ def _read_json(path: Path, kind: type = dict) -> Any:
     return value
 
 
-def _read_parquet(path: Path, columns: Sequence[str] | None) -> pa.Table:
-    def read(file: pq.ParquetFile) -> pa.Table:
+def _read_parquet(path: Path, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+    with _parquet(path) as file:
         names = file.schema_arrow.names
-        return file.read(columns=None if columns is None else [c for c in columns if c in names])
+        known = None if columns is None else [c for c in columns if c in names]
+        yield from file.iter_batches(_ROWS_AT_ONCE, columns=known)
 
-    return _with_parquet(path, read)
 
-
-def _with_parquet(path: Path, use: Callable[[pq.ParquetFile], T]) -> T:
+@contextmanager
+def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        # ParquetFile reads this file alone; read_table would take the folder's names for partitions
-        with pq.ParquetFile(path) as file:
-            return use(file)
+        # ParquetFile reads this file alone; read_table would take the folder's names for partitions. With a
+        # buffer a column is read piece by piece, else all of a row group's before its first row.
+        with pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False) as file:
+            yield file
     except (OSError, pa.ArrowException) as error:
         raise UserError(
             f"{path}: not readable as parquet ({error}); restore the file or redo its stage"

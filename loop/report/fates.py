@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,17 +21,23 @@ class Fate:
 
 
 class Fates:
-    """Looked up by question. A pair is found by its clips: a guided one rests on a question per segment."""
+    """Looked up by question, of those that it is made for.
 
-    def __init__(self, run: Run, r: int) -> None:
+    A pair is found by its clips: a guided one rests on a question per segment.
+    """
+
+    def __init__(self, run: Run, r: int, asked: Sequence[Row]) -> None:
         self.paired = run.artefact(r, "pair") is not None
-        pairs = run.table(r, "pair", "pairs.parquet", ("winner_id", "loser_id", "weight", "source"))
+        clips = {str(v[key]) for v in asked for key in ("first_id", "second_id")}
+        columns: tuple[str, ...] = ("winner_id", "loser_id", "weight", "source")
+        pairs = run.rows_of(r, "pair", "pairs.parquet", columns, {"winner_id": clips})
         self.pairs: dict[Clips2, Row] = {frozenset((p["winner_id"], p["loser_id"])): p for p in pairs}
         self.by_question: dict[str, str] = {}
         self.by_clips: dict[Clips2, str] = {}
         columns = ("reason", "question_id", "first_id", "second_id")
-        drops = run.table(r, "pair", "dropped.parquet", columns)  # none in a run of an older version
-        for drop in drops:
+        wanted = {"question_id": {v["question_id"] for v in asked}, "first_id": clips}
+        # an older version wrote no such table
+        for drop in run.rows_of(r, "pair", "dropped.parquet", columns, wanted):
             if drop["question_id"] is not None:
                 self.by_question[drop["question_id"]] = drop["reason"]
             else:

@@ -47,7 +47,11 @@ def decisions(run: Run) -> Html | None:
     return join(
         element("p", lead, _class="lead"),
         element("ul", *alarms, _class="alarms") if alarms else None,
-        tables.plain(("", "gate", "decision", "measured", "interval", "reason"), rows, numeric=(3, 4)),
+        element(
+            "div",
+            tables.plain(("", "gate", "decision", "measured", "interval", "reason"), rows, numeric=(3, 4)),
+            _class="decisions",
+        ),
         element("details", element("summary", "All that the gates measured"), *details) if details else None,
     )
 
@@ -82,11 +86,44 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _everything(title: str, values: Mapping[str, Any]) -> Html:
+    """Single values as a list, groups of them (a probe's, the power calculation's) as small tables below."""
+    groups = {name: value for name, value in values.items() if isinstance(value, Mapping) and value}
+    single = {name: value for name, value in values.items() if name not in groups}
+    return element(
+        "div",
+        element("h3", title),
+        _list(single) if single else None,
+        *(
+            join(element("h4", _plain(name)), _table(value) if _is_table(value) else _list(value))
+            for name, value in groups.items()
+        ),
+        _class="measured",
+    )
+
+
+def _list(values: Mapping[str, Any]) -> Html:
     told = (
-        element("div", element("dt", name.replace("_", " ")), element("dd", _say(value)))
+        element("div", element("dt", _plain(name)), element("dd", _say(value)))
         for name, value in values.items()
     )
-    return element("div", element("h3", title), element("dl", *told, _class="versions"), _class="measured")
+    return element("dl", *told, _class="versions")
+
+
+def _is_table(values: Mapping[str, Any]) -> bool:
+    return all(isinstance(value, Mapping) for value in values.values())
+
+
+def _table(rows: Mapping[str, Mapping[str, Any]]) -> Html:
+    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+    cells = [
+        [_plain(name), *(_say(row[column]) if column in row else "" for column in columns)]
+        for name, row in rows.items()
+    ]
+    return tables.plain(("", *map(_plain, columns)), cells, numeric=range(1, len(columns) + 1))
+
+
+def _plain(name: str) -> str:
+    return str(name).replace("_", " ")
 
 
 def _say(value: Any) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 from loop.report import tables
 from loop.report.charts import histogram, number
@@ -30,20 +31,19 @@ def judge_statistics(run: Run) -> Html | None:
     charts: list[Html] = []
     seen: set[str] = set()
     for r in rounds:
-        verdicts, votes = overall_verdicts(run, r), run.arrow(r, "label", "votes.parquet", ("abstention",))
-        num_votes = votes.num_rows if votes is not None else 0
-        reasons = Counter(votes.column("abstention").to_pylist() if votes and votes.num_columns else [])
+        counted = _count(run, r)
+        num_votes = run.num_rows(r, "label", "votes.parquet") or 0
+        reasons = run.counts(r, "label", "votes.parquet", "abstention")
         del reasons[None]
-        flips = [float(v["flip_rate"]) for v in verdicts if is_number(v.get("flip_rate"))]
-        rows["questions"][r] = f"{len(verdicts):,}"
+        rows["questions"][r] = f"{counted.num:,}"
         rows["votes"][r] = f"{num_votes:,}"
-        rows["flip rate"][r] = number(sum(flips) / len(flips)) if flips else "–"
+        rows["flip rate"][r] = number(counted.flips / counted.num_flips) if counted.num_flips else "–"
         rows["abstentions"][r] = _part_of(reasons.total(), num_votes)
         for reason, num in sorted(reasons.items()):
             rows.setdefault(f"abstained: {reason.replace('_', ' ')}", {})[r] = _part_of(num, num_votes)
-        bins = _certainty_bins(verdicts)
+        bins = {kind: counted.bins[kind] for kind in KINDS if kind in counted.bins}
         seen |= set(bins)
-        charts.append(_certainty_card(r, verdicts, bins))
+        charts.append(_certainty_card(r, counted, bins))
     legend = [element("li", KINDS[kind], _class=f"colour-{COLOURS[kind]}") for kind in KINDS if kind in seen]
     lead = (
         "From 0, a coin toss, to 1. For a kind of question without labels, certainty is the vote margin and "
@@ -65,34 +65,50 @@ def judge_statistics(run: Run) -> Html | None:
     )
 
 
-def _certainty_card(r: int, verdicts: list[Row], bins: dict[str, list[int]]) -> Html:
-    calibrated = sum(1 for verdict in verdicts if verdict.get("calibrated_for"))
+def _certainty_card(r: int, counted: _Counted, bins: dict[str, list[int]]) -> Html:
     caption = element(
         "figcaption",
         element("span", f"Round {r}", _class="title"),
-        element("span", f"{calibrated:,} of {len(verdicts):,} calibrated", _class="note right"),
+        element("span", f"{counted.num_calibrated:,} of {counted.num:,} calibrated", _class="note right"),
     )
     return element("figure", caption, histogram(bins, f"certainty in round {r}", COLOURS), _class="card")
 
 
-def overall_verdicts(run: Run, r: int) -> list[Row]:
-    """The judge's verdict on every question of a round, over all dimensions."""
-    columns = (
-        *("question_id", "kind", "segment", "prompt", "first_id", "second_id", "dimension", "p_first"),
-        *("p_second", "p_tie", "mode", "flip_rate", "certainty", "calibrated_for", "num_votes"),
-        "num_abstentions",
-    )
-    rows = run.table(r, "label", "verdicts.parquet", columns)
-    return [row for row in rows if row["dimension"] == "overall"]
+_ALL = (
+    *("question_id", "kind", "segment", "prompt", "first_id", "second_id", "p_first", "p_second", "p_tie"),
+    *("mode", "flip_rate", "certainty", "calibrated_for", "num_votes", "num_abstentions"),
+)
 
 
-def _certainty_bins(verdicts: list[Row]) -> dict[str, list[int]]:
-    bins: dict[str, list[int]] = {}
-    for v in verdicts:
+def overall_verdicts(run: Run, r: int, columns: Sequence[str] = _ALL) -> Iterator[Row]:
+    """The judge's verdict on every question of a round, over all dimensions, one after the other."""
+    for batch in run.batches(r, "label", "verdicts.parquet", ("dimension", *columns)):
+        yield from (row for row in batch.to_pylist() if row["dimension"] == "overall")
+
+
+@dataclass
+class _Counted:
+    """Of a round's verdicts. bins: numbers of verdicts by certainty, for each kind."""
+
+    num: int = 0
+    num_calibrated: int = 0
+    flips: float = 0.0  # the sum of the flip rates
+    num_flips: int = 0  # of the verdicts that have one
+    bins: dict[str, list[int]] = field(default_factory=dict)
+
+
+def _count(run: Run, r: int) -> _Counted:
+    counted = _Counted()
+    for v in overall_verdicts(run, r, ("kind", "flip_rate", "certainty", "calibrated_for")):
+        counted.num += 1
+        counted.num_calibrated += bool(v.get("calibrated_for"))
+        if is_number(v.get("flip_rate")):
+            counted.flips += float(v["flip_rate"])
+            counted.num_flips += 1
         if is_number(v.get("certainty")):
             place = min(NUM_BINS - 1, int(float(v["certainty"]) * NUM_BINS))
-            bins.setdefault(str(v["kind"]), [0] * NUM_BINS)[place] += 1
-    return {kind: bins[kind] for kind in KINDS if kind in bins}
+            counted.bins.setdefault(str(v["kind"]), [0] * NUM_BINS)[place] += 1
+    return counted
 
 
 def _part_of(num: int, whole: int) -> str:

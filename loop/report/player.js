@@ -30,7 +30,7 @@
       const [from, to] = [one[mark.name], other[mark.name]];
       if (from === undefined && to === undefined) continue;
       const change = from === undefined || to === undefined ? undefined : to - from;
-      const none = change === undefined || Math.abs(change) < 0.0005;
+      const none = change === undefined || Math.abs(change) < 0.0005 * Math.max(Math.abs(from), Math.abs(to));
       const good = !none && mark.better && (change > 0) === (mark.better === "higher");
       const kind = none || !mark.better ? "" : good ? "good" : "bad";
       const sign = change > 0 && !none ? "+" : "";
@@ -70,12 +70,13 @@
     } else if (event.target.tagName === "SELECT") fill();
   });
   wipe.addEventListener("input", cut);
-  pair.addEventListener("pointermove", (event) => {
+  const follow = (event) => {
     if (wipe.hidden || (event.pointerType !== "mouse" && !event.buttons)) return;
     const box = pair.getBoundingClientRect();
     wipe.value = String((100 * (event.clientX - box.left)) / box.width);
     cut();
-  });
+  };
+  for (const kind of ["pointermove", "pointerdown"]) pair.addEventListener(kind, follow);
   for (const [name, by] of [[".previous", -1], [".next", 1]])
     find(name).addEventListener("click", () => {
       prompt.selectedIndex = (prompt.selectedIndex + by + told.cells.length) % told.cells.length;

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from datetime import UTC, datetime
 
 from loop.config import PARTS
+from loop.device_hours import device_hours
 from loop.past import ended_by_patience
 from loop.report import tables
 from loop.report.charts import interval, number
@@ -38,6 +38,8 @@ def header(run: Run) -> Html:
     ]
     spent = sum(run.seconds().values())
     facts += [("time", tables.duration(spent))] if spent else []
+    hours = sum(device_hours(run.events).values())
+    facts += [("device-hours", number(hours))] if hours else []
     starts = [event for event in run.events if event["event"] == "campaign_started"]
     if starts:
         day = datetime.fromtimestamp(starts[0]["time"], UTC)
@@ -99,7 +101,7 @@ def data(run: Run) -> Html | None:
     """Anchors by part, and every clip or pair of clips that could not be used."""
     if run.artefact(0, "prepare") is None:
         return None
-    parts = Counter(str(row["part"]) for row in run.table(0, "prepare", "anchors.parquet", ("part",)))
+    parts = run.counts(0, "prepare", "anchors.parquet", "part")
     skips = run.rows(0, "prepare", "skips.json")
     counted = ", ".join(f"{parts[part]} {part}" for part in PARTS if parts[part])
     told = f"{sum(parts.values())} real clips are anchors: {counted}. "
@@ -155,9 +157,8 @@ def pairs(run: Run) -> Html | None:
     kept: dict[str, dict[int, float]] = {}
     dropped: dict[str, dict[int, float]] = {}
     for r in rounds:
-        for row in run.table(r, "pair", "pairs.parquet", ("source",)):
-            line = kept.setdefault(str(row["source"]), {})
-            line[r] = line.get(r, 0) + 1
+        for source, num in run.counts(r, "pair", "pairs.parquet", "source").items():
+            kept.setdefault(str(source), {})[r] = num
         for row in run.table(r, "pair", "drops.parquet", ("source", "reason", "count")):
             line = dropped.setdefault(f"{str(row['reason']).replace('_', ' ')} · {row['source']}", {})
             line[r] = line.get(r, 0) + row["count"]

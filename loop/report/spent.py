@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 
+from loop.device_hours import ENDS, device_hours, hours_of
 from loop.report import tables
+from loop.report.charts import number
 from loop.report.collect import Run, is_number
 from loop.report.markup import Html, element, join
 from loop.stages import STAGES
@@ -30,6 +32,16 @@ def spent(run: Run, price_per_hour: float | None = None) -> Html | None:
             r: sum(seconds for (of, _), seconds in lost.items() if of == r) for r in {r for r, _ in lost}
         }
     tables_ = [tables.over_rounds(rows, rounds, "stage", show=tables.duration, colour=1, total=True)]
+    hours = device_hours(run.events)
+    if any(hours.values()):
+        by_stage: PerRound = {
+            stage.replace("_", " "): {r: hours[r, stage] for r in rounds if (r, stage) in hours}
+            for stage in STAGES
+            if any(stage == ran for _, ran in hours)
+        }
+        tables_.append(
+            tables.over_rounds(by_stage, rounds, "device-hours", show=number, colour=2, total=True)
+        )
     if price_per_hour is not None:
         costs = {
             name: {r: seconds / 3600 * price_per_hour for r, seconds in row.items()}
@@ -48,6 +60,17 @@ def _lead(run: Run) -> str:
     starts = Counter(event["event"] for event in run.events)
     ends = sum(starts[f"stage_{end}"] for end in ("committed", "stopped", "failed"))
     killed = starts["stage_started"] - ends - (run.state() == "running")
+    ended = [event for event in run.events if event["event"] in ENDS]
+    known = [hours for event in ended if (hours := hours_of(event)) is not None]
+    if any(known):
+        told += (
+            " Device-hours are the accelerators that a stage's processes had, times hours, all attempts "
+            "together; those of judge servers are not among them."
+        )
+        if len(known) < len(ended):
+            told += f" Attempts that do not say how many they had: {len(ended) - len(known)}."
+    elif known and len(known) == len(ended):
+        told += " No stage had an accelerator."
     if killed > 0:
         told += f" Attempts that were killed, which leaves no time of theirs: {killed}."
     return told

@@ -6,7 +6,7 @@ browser nothing, until the script takes them out to filter and page. Without the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -32,19 +32,22 @@ _ORDERS = (("", "as drawn"), ("high", "most certain first"), ("low", "least cert
 def verdicts(run: Run, clips: Clips) -> Html | None:
     """The section, or None while no round has been labelled."""
     rounds = [r for r in run.rounds if run.artefact(r, "label")][::-1]
-    all_asked = {r: [v for v in overall_verdicts(run, r) if v["kind"] != "known"] for r in rounds}
-    rounds = [r for r in rounds if all_asked[r]]
+    num_asked: dict[int, int] = {}
+    chosen: dict[int, list[Row]] = {}
+    for r in rounds:
+        chosen[r] = draw(_counted(r, overall_verdicts(run, r), num_asked), MOST_A_ROUND)
+    rounds = [r for r in rounds if chosen[r]]
     if not rounds:
         return None
     most = max(ON_A_PAGE, min(MOST_A_ROUND, MOST_IN_ALL // len(rounds)))
-    anchors = _files(run, 0, "prepare", "anchors.parquet", "anchor_id")
     made: list[Html] = []
     fates: list[Fate] = []
-    chosen = {r: draw(all_asked[r], most) for r in rounds}
+    chosen = {r: chosen[r][:most] for r in rounds}
     for r in rounds:
-        votes, fate = _votes(run, r, chosen[r]), Fates(run, r)
-        takes = _files(run, r, "sample", "takes.parquet", "take_id")
-        files = anchors | takes
+        votes, fate = _votes(run, r, chosen[r]), Fates(run, r, chosen[r])
+        ids = {str(v[key]) for v in chosen[r] for key in ("first_id", "second_id")}
+        anchors = _files(run, 0, "prepare", "anchors.parquet", "anchor_id", ids)
+        files = anchors | _files(run, r, "sample", "takes.parquet", "take_id", ids)
         for v in chosen[r]:
             v["real_sides"] = [s for s, key in (("A", "first_id"), ("B", "second_id")) if v[key] in anchors]
             fates.append(fate.of(v))
@@ -53,7 +56,7 @@ def verdicts(run: Run, clips: Clips) -> Html | None:
                     r, v, files, votes.get(v["question_id"], []), fates[-1], clips, len(made) >= ON_A_PAGE
                 )
             )
-    lead = f"{_shown(chosen, all_asked, rounds)}. " + _HOW
+    lead = f"{_shown(chosen, sum(num_asked.values()))}. " + _HOW
     rest = made[ON_A_PAGE:]
     return join(
         element("p", lead, _class="lead"),
@@ -68,34 +71,51 @@ def verdicts(run: Run, clips: Clips) -> Html | None:
     )  # fmt: skip
 
 
-def draw(asked: Sequence[Row], most: int) -> list[Row]:
+def _counted(r: int, verdicts: Iterable[Row], num_asked: dict[int, int]) -> Iterator[Row]:
+    """Those that were asked to learn from, counted as they go by."""
+    for v in verdicts:
+        if v["kind"] != "known":
+            num_asked[r] = num_asked.get(r, 0) + 1
+            yield v
+
+
+def draw(asked: Iterable[Row], most: int) -> list[Row]:
     """At most so many verdicts: in turn one of each kind and fifth of certainty, by a hash within each.
 
-    A prefix of the list is the same kind of draw, so whatever is cut off for size is cut off evenly.
+    A prefix of the list is the same kind of draw, so whatever is cut off for size is cut off evenly. Of many
+    verdicts that go by, no more than may be drawn are kept.
     """
-    strata: dict[tuple[str, int], list[Row]] = {}
-    for v in asked:
+    strata: dict[tuple[str, int], list[tuple[bytes, int, Row]]] = {}
+    for i, v in enumerate(asked):
         certainty = float(v["certainty"]) if is_number(v.get("certainty")) else 0.0
         place = min(NUM_BINS - 1, int(max(0.0, certainty) * NUM_BINS))
-        strata.setdefault((str(v["kind"]), place), []).append(v)
-    queues = [sorted(strata[key], key=_lot) for key in sorted(strata, key=lambda key: (-key[1], key[0]))]
+        queue = strata.setdefault((str(v["kind"]), place), [])
+        queue.append((_lot(v), i, v))
+        if len(queue) >= 2 * most:  # sorted now and then, not for each one
+            queue.sort(key=_place)
+            del queue[most:]
+    queues = [sorted(strata[key], key=_place) for key in sorted(strata, key=lambda key: (-key[1], key[0]))]
     drawn: list[Row] = []
     turn = 0
     while len(drawn) < most and any(turn < len(queue) for queue in queues):
-        drawn += [queue[turn] for queue in queues if turn < len(queue)]
+        drawn += [queue[turn][2] for queue in queues if turn < len(queue)]
         turn += 1
     return drawn[:most]
+
+
+def _place(lot: tuple[bytes, int, Row]) -> tuple[bytes, int]:
+    return lot[:2]
 
 
 def _lot(v: Row) -> bytes:
     return sha256(str(v["question_id"]).encode()).digest()
 
 
-def _shown(chosen: dict[int, list[Row]], asked: dict[int, list[Row]], rounds: Sequence[int]) -> str:
-    num, of = sum(len(chosen[r]) for r in rounds), sum(len(asked[r]) for r in rounds)
+def _shown(chosen: dict[int, list[Row]], of: int) -> str:
+    num = sum(map(len, chosen.values()))
     if num == of:
         return f"All {num:,} verdicts"
-    return f"{num:,} of {of:,} verdicts, at most {max(len(chosen[r]) for r in rounds)} a round"
+    return f"{num:,} of {of:,} verdicts, at most {max(map(len, chosen.values()))} a round"
 
 
 def _filters(rounds: Sequence[int], chosen: Sequence[Row], fates: Sequence[Fate]) -> Html:
@@ -159,24 +179,18 @@ def _pager() -> Html:
 
 
 def _votes(run: Run, r: int, chosen: Sequence[Row]) -> dict[str, list[Row]]:
-    """The votes on these questions; only their rows become Python objects."""
+    """The votes on these questions."""
     columns = ("question_id", "swapped", "ballot", "answers", "reasoning", "abstention")
-    table = run.arrow(r, "label", "votes.parquet", columns)
     found: dict[str, list[Row]] = {v["question_id"]: [] for v in chosen}
-    if table is None:
-        return found
-    # Arrow's own filters by a list of values import pandas
-    for i, name in enumerate(table.column("question_id").to_pylist()):
-        if name in found:
-            found[name] += table.slice(i, 1).to_pylist()
+    for vote in run.rows_of(r, "label", "votes.parquet", columns, {"question_id": found}):
+        found[vote["question_id"]].append(vote)
     return found
 
 
-def _files(run: Run, r: int, stage: str, table: str, key: str) -> dict[str, Path]:
-    """Clip file by id."""
+def _files(run: Run, r: int, stage: str, table: str, key: str, ids: Collection[str]) -> dict[str, Path]:
+    """Clip file by id, of those ids that the table has."""
     folder = run.artefact(r, stage)
-    return (
-        {str(row[key]): folder / row["file"] for row in run.table(r, stage, table, (key, "file"))}
-        if folder
-        else {}
-    )
+    if folder is None:
+        return {}
+    rows = run.rows_of(r, stage, table, (key, "file"), {key: ids})
+    return {str(row[key]): folder / row["file"] for row in rows}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from loop.report.charts import number
-from loop.report.collect import Row, Run, is_number
+from loop.report.collect import Run, is_number
 from loop.report.embed import Clips
 from loop.report.markup import Html, element
 from loop.report.player import Cell, Shot, controls, player
@@ -32,8 +32,8 @@ def watch(run: Run, clips: Clips) -> Html | None:
     keys = sorted(shared or set.union(*(set(shots) for shots in by_round.values())), key=str)
     kept = run.last_kept()
     compared = sorted({*_spread(rounds, MOST_TO_COMPARE), *({kept} & set(rounds))})
-    reals = _real_clips(run)
     offered = _spread(_one_seed_a_prompt(keys), MOST_CELLS)
+    reals = _real_clips(run, {prompt for _, prompt, _ in offered})
     shown = _spread(offered, MOST_ROWS)
     cells: dict[Key, Cell] = {}
     planned: list[Path] = []
@@ -144,10 +144,11 @@ def _shots(run: Run, index: int) -> dict[Key, Shot]:
     }
 
 
-def _real_clips(run: Run) -> dict[str, Path]:
-    """One stored anchor per caption, from the report part where there is one."""
+def _real_clips(run: Run, captions: Collection[str]) -> dict[str, Path]:
+    """One stored anchor for each of these captions, from the report part where there is one."""
     folder = run.artefact(0, "prepare")
-    anchors: list[Row] = run.table(0, "prepare", "anchors.parquet", ("anchor_id", "file", "caption", "part"))
+    columns = ("anchor_id", "file", "caption", "part")
+    anchors = list(run.rows_of(0, "prepare", "anchors.parquet", columns, {"caption": captions}))
     anchors.sort(key=lambda row: (row.get("part") == "report", str(row["anchor_id"])))
     return {row["caption"]: folder / row["file"] for row in anchors} if folder else {}
 
