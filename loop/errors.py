@@ -1,4 +1,4 @@
-"""The ways a command ends early; loop/cli.py turns each into its exit code."""
+"""The ways a command ends early; loop/commands/shared.py turns each into its exit code."""
 
 from pathlib import Path
 

@@ -223,7 +223,7 @@ def test_the_command_asks_first(config, monkeypatch):
 
 def test_a_terminal_is_asked(config, monkeypatch):
     root = run(config, "run", 2)
-    monkeypatch.setattr("loop.cli._on_a_terminal", lambda: True)
+    monkeypatch.setattr("loop.commands.campaigns._on_a_terminal", lambda: True)
     for answer, pruned in (("n\n", False), ("y\n", True)):
         done = CliRunner().invoke(app, ["prune", str(root)], input=answer)
         assert done.exit_code == 0 and "free them? [y/N]" in done.stdout
