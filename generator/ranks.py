@@ -72,6 +72,15 @@ class Ranks:
             return rows
         return torch.cat(self.gather_objects(rows.detach().cpu())).to(rows.device)
 
+    def any(self, mine: bool) -> bool:
+        """Whether it is so on any rank; all of them ask at the same time."""
+        if self.num == 1:
+            return mine
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        said = torch.tensor(int(mine), device=device)
+        dist.all_reduce(said, dist.ReduceOp.MAX)
+        return bool(said.item())
+
     def wait(self) -> None:
         if self.num > 1:
             dist.barrier()

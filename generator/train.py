@@ -51,7 +51,7 @@ def update(
     was warned of. Stops before the optimiser step on a non-finite loss or gradient, naming the batch's ids.
     Under torchrun every rank calls this with the same arguments, and the first one writes; `out` must be a
     folder that all ranks read. With `sharding` the ranks also share the weights (FSDP2).
-    When `stopping` (of a rank that is alone) says so, the step that has just been made is saved and
+    When `stopping` says so, on all ranks at the same step, the step that has just been made is saved and
     InterruptedError is raised: the same call goes on from it.
     """
     if sharding is not None:

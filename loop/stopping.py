@@ -1,6 +1,7 @@
 """SIGINT and SIGTERM: at once where nothing is lost, else after the running step and its step checkpoint.
 
 Schedulers send SIGTERM and, mostly 30 s later, SIGKILL: a step that takes longer is given up before that.
+A process may get SIGTERM twice, from the scheduler and from the process that started it.
 """
 
 import contextlib
@@ -33,22 +34,32 @@ def stop_on_signals() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def finishing_steps() -> Iterator[Callable[[], bool]]:
+def finishing_steps(
+    together: Callable[[bool], bool] = lambda asked: asked,
+) -> Iterator[Callable[[], bool]]:
     """Within, a first signal only makes the yielded function say True; the block ends by Stopped.
 
-    Who sees it saves the step and raises InterruptedError to end the block early. A second signal, or
-    SECONDS_FOR_A_STEP without an end, raise Stopped at once.
+    Who sees it saves the step and raises InterruptedError to end the block early. A SIGINT after it (a user
+    who will not wait), or SECONDS_FOR_A_STEP without an end, raise Stopped at once. Processes that take their
+    steps together give `together`: whether any of them was asked, which all call at the same step.
     """
     global _patient, _requested
     _patient = True
+    agreed = False
+
+    def stopping() -> bool:
+        nonlocal agreed
+        agreed = together(bool(_requested))
+        return agreed
+
     try:
-        yield lambda: bool(_requested)
+        yield stopping
         if _requested:
             raise Stopped(_requested)
     except InterruptedError:
-        if not _requested:
+        if not (agreed or _requested):
             raise
-        raise Stopped(_requested) from None
+        raise Stopped(_requested or signal.SIGTERM.name) from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         _patient, _requested = False, ""
@@ -56,6 +67,8 @@ def finishing_steps() -> Iterator[Callable[[], bool]]:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     global _requested
+    if _requested and number == signal.SIGTERM:
+        return
     if not _patient or _requested:
         raise Stopped(signal.Signals(number).name)
     _requested = signal.Signals(number).name

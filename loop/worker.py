@@ -106,9 +106,8 @@ def main(path: Path) -> int:
             context = StageContext(*given, progress, log, request["stage"], log_file)
             if request["distributed"]:
                 log.info("%s", distributed.description())
-            alone = contextlib.nullcontext() if request["distributed"] else stop_on_signals()
             try:
-                with alone:
+                with stop_on_signals():
                     launcher.launch(Stage(request["function"], (), ()), context)
             except Exception:
                 if rank != 0:  # the campaign tells of one error, which may be another process's

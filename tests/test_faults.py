@@ -292,10 +292,24 @@ def test_a_step_is_finished_and_saved_before_a_stop(monkeypatch):
     with pytest.raises(Stopped, match="SIGTERM"), stop_on_signals(), finishing_steps():
         os.kill(os.getpid(), signal.SIGTERM)  # after the last step: the block ends and leaves all the same
 
+    with pytest.raises(Stopped, match="SIGTERM"), stop_on_signals(), finishing_steps() as stopping:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # the scheduler's and the campaign's: no reason to lose the step
+        saved.append(4)
+        assert stopping()
+        raise InterruptedError
+
     with pytest.raises(Stopped, match="SIGINT"), stop_on_signals(), finishing_steps():
         os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGINT)  # a second one waits for nothing
+        os.kill(os.getpid(), signal.SIGINT)  # a user who does not wait
         saved.append(-1)
+
+    with pytest.raises(Stopped, match="SIGTERM"), finishing_steps(lambda asked: True) as stopping:
+        assert stopping()  # another process was asked
+        raise InterruptedError
+    with pytest.raises(InterruptedError), finishing_steps() as stopping:
+        assert not stopping()
+        raise InterruptedError  # nobody asked for it: an error like others
 
     monkeypatch.setattr("loop.stopping.SECONDS_FOR_A_STEP", 0.1)
     with pytest.raises(Stopped, match="SIGTERM"), stop_on_signals(), finishing_steps():
@@ -306,4 +320,4 @@ def test_a_step_is_finished_and_saved_before_a_stop(monkeypatch):
     with pytest.raises(Stopped), stop_on_signals():
         os.kill(os.getpid(), signal.SIGTERM)  # outside of such a block at once
         saved.append(-3)
-    assert saved == [3]
+    assert saved == [3, 4]

@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
 
 import pytest
+import torch
 from pydantic import ValidationError
 from rich.console import Console
 from safetensors.torch import load_file
@@ -21,7 +23,7 @@ from generator.models.base import load_model
 from loop import distributed
 from loop.config import CampaignConfig, LaunchConfig
 from loop.config_file import load_config
-from loop.errors import StageFailed, UserError
+from loop.errors import StageFailed, Stopped, UserError
 from loop.launchers import (
     LAUNCHERS,
     AccelerateLauncher,
@@ -35,6 +37,7 @@ from loop.progress import LineProgress
 from loop.stages import STAGES, Stage, StageContext
 from loop.steps.common import write_table
 from loop.steps.preference import PAIRS
+from loop.stopping import stop_on_signals
 from loop.store import Store
 from tests import worker_stages
 from tests.tiny_wan import make_tiny_wan
@@ -358,32 +361,71 @@ update: {method: supervised, learning_rate: 1.0e-3, num_steps: 4, anchors_per_st
 """
 
 
-def test_an_update_under_accelerate_is_that_of_one_process(tmp_path, caplog):
-    """Of all stages the update alone starts two processes, which share the weights and write once."""
-    assert [name for name, stage in STAGES.items() if stage.distributed] == ["update"]
-    (tmp_path / "two.yaml").write_text(UPDATE)
-    caplog.set_level(logging.INFO)
-    progress, inputs = {}, {"prepare": tmp_path / "prepare", "pair": tmp_path / "pair"}
+TWO = ("launch.type=accelerate", "launch.accelerate_config=configs/accelerate/two_cpus.yaml")
 
-    def launch(stage, out, *overrides):
-        config = load_config(tmp_path / "two.yaml", overrides).config
-        out.mkdir()
-        progress[out.name] = Counted()
-        log = logging.getLogger("retake")
-        given = {} if stage == "prepare" else inputs
-        log_file = out.with_suffix(".log")
-        context = StageContext(config, 1, given, out, 5, progress[out.name], log, log_file=log_file)
+
+class Updates:
+    """Launches updates that learn from clips alone, with what they read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.progress = folder, {}
+        self.inputs = {name: folder / name for name in ("prepare", "pair")}
+        (folder / "two.yaml").write_text(UPDATE)
+        self.launch("prepare", self.inputs["prepare"])
+        self.inputs["pair"].mkdir()
+        write_table(self.inputs["pair"] / "pairs.parquet", [], PAIRS)
+
+    def launch(self, stage: str, out: Path, *overrides: str) -> None:
+        config = load_config(self.folder / "two.yaml", overrides).config
+        out.mkdir(exist_ok=True)
+        self.progress[out.name] = Counted()
+        given = {} if stage == "prepare" else self.inputs
+        log, log_file = logging.getLogger("retake"), out.with_suffix(".log")
+        context = StageContext(config, 1, given, out, 5, self.progress[out.name], log, log_file=log_file)
         LAUNCHERS[config.launch.type](config).launch(STAGES[stage], context)
 
-    launch("prepare", inputs["prepare"])
-    inputs["pair"].mkdir()
-    write_table(inputs["pair"] / "pairs.parquet", [], PAIRS)
-    launch("update", tmp_path / "one")
+
+@pytest.fixture(scope="module")
+def updates(tmp_path_factory) -> Updates:
+    return Updates(tmp_path_factory.mktemp("updates"))
+
+
+def test_processes_that_are_stopped_together_save_the_step_that_they_are_at(updates, tmp_path, caplog):
+    """No rank may leave alone: the others would wait for it in the next sum of gradients."""
+    caplog.set_level(logging.INFO)
+    more = (*TWO, "update.num_steps=60", "update.checkpoint_every=1000")
+    out = tmp_path / "stopped"
+
+    def steps() -> list[int]:
+        lines = (out / "log.jsonl").read_text().splitlines() if (out / "log.jsonl").exists() else []
+        return [json.loads(line)["step"] for line in lines if line.endswith("}")]
+
+    def stop_amid() -> None:
+        until = time.monotonic() + 120
+        while len(steps()) < 2 and time.monotonic() < until:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_amid, daemon=True).start()
+    with pytest.raises(Stopped, match="SIGTERM"), stop_on_signals():
+        updates.launch("update", out, *more)
+    saved = torch.load(out / "_scratch" / "state.pt", weights_only=True)["progress"]["step"]
+    assert 2 <= saved < 60 and steps() == list(range(saved))
     caplog.clear()
-    launch(
-        "update", tmp_path / "two", "launch.type=accelerate",
-        "launch.accelerate_config=configs/accelerate/two_cpus.yaml",
-    )  # fmt: skip
+    updates.launch("update", out, *more)
+    made = [r.getMessage() for r in caplog.records if r.getMessage().startswith("{'step'")]
+    assert len(made) == 60 - saved and made[0].startswith(f"{{'step': {saved}, ")
+    assert steps() == list(range(60))
+
+
+def test_an_update_under_accelerate_is_that_of_one_process(updates, tmp_path, caplog):
+    """Of all stages the update alone starts two processes, which share the weights and write once."""
+    assert [name for name, stage in STAGES.items() if stage.distributed] == ["update"]
+    caplog.set_level(logging.INFO)
+    progress = updates.progress
+    updates.launch("update", tmp_path / "one")
+    caplog.clear()
+    updates.launch("update", tmp_path / "two", *TWO)
     said = [r.getMessage() for r in caplog.records if r.name == "retake"]
     assert "2 processes over gloo, the first on cpu" in said
     assert sum("share the weights" in line for line in said) == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,10 +50,8 @@ def run(ctx: StageContext) -> None:
             ctx.progress.advance()
         ctx.log.info("%s", row)
 
-    with contextlib.ExitStack() as stack:
-        # several processes save together, so one of them must not stop for that alone
-        alone = distributed.size() == 1
-        stopping = stack.enter_context(finishing_steps()) if alone else lambda: False
+    # several processes save together, so one that is asked to stop takes the others along
+    with finishing_steps(Ranks().any) as stopping:
         chosen = update(
             model,
             pairs,
