@@ -117,7 +117,7 @@ class LineProgress:
 
     def _print(self, line: str) -> None:
         self._printed = time.monotonic()
-        self._console.print(line, markup=False, highlight=False)
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)  # to be grepped
 
 
 class Display:

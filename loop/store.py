@@ -16,7 +16,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -208,16 +208,15 @@ class Store:
         environment: dict[str, Any],
     ) -> Path:
         """Make `work` the artefact of this stage. Killed at any point, it is either done or to be redone."""
-        paths = list(_files(work))
-        _flush_all(paths)
-        files = {
-            path.relative_to(work).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
-            for path in paths
-        }
+        # names as text: Paths of a hundred thousand clips take a hundred megabytes
+        folder, names = os.fspath(work), _files(work)
+        _flush_all([f"{folder}/{name}" for name in names])
+        files = {name: _described(f"{folder}/{name}") for name in names}
         # each one above a file, too, or a power cut could lose the way to it
-        _flush_all(sorted({folder for path in paths for folder in path.parents} - {*work.parents}))
+        above = {Path(name) for name in {os.path.dirname(name) for name in names}}
+        _flush_all(sorted(os.fspath(work / p) for p in above.union(*(p.parents for p in above))))
         manifest = Manifest(stage, round, fingerprint, config, inputs, environment, files, seal="")
-        text = json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n"
+        text = json.dumps(vars(manifest), indent=1, sort_keys=True) + "\n"
         write_atomically(work / MANIFEST, text.replace(_sealed(""), _sealed(_seal(text))))
         artefact = self.artefact(round, stage)
         self._publish(work, artefact)
@@ -376,20 +375,31 @@ def round_folders(root: Path) -> list[tuple[int, Path]]:
     return [(int(n), p) for p, n in numbers.items() if n.isdecimal() and p.name == f"round-{int(n):03d}"]
 
 
-def _files(work: Path) -> Iterator[Path]:
-    for path in sorted(work.rglob("*")):
-        unfinished_manifest = path == work / f".{MANIFEST}.new"
-        if SCRATCH not in path.relative_to(work).parts and path.is_file() and not unfinished_manifest:
-            assert not path.is_symlink(), f"{path} is a link; an artefact holds its own files"
-            yield path
+def _files(work: Path) -> list[str]:
+    """The names below `work` of all that is to be committed, in order."""
+    found = []
+    for folder, folders, names in os.walk(work):
+        folders[:] = [name for name in folders if name != SCRATCH]
+        below = os.path.relpath(folder, work)
+        for name in names:
+            path, unfinished_manifest = f"{folder}/{name}", below == "." and name == f".{MANIFEST}.new"
+            if name != SCRATCH and os.path.isfile(path) and not unfinished_manifest:
+                assert not os.path.islink(path), f"{path} is a link; an artefact holds its own files"
+                found.append(name if below == "." else f"{below}/{name}")
+    return sorted(found)
 
 
-def _sha256(path: Path) -> str:
+def _described(path: str) -> dict[str, Any]:
+    """A file's entry in the manifest."""
+    return {"size": os.stat(path).st_size, "sha256": _sha256(path)}
+
+
+def _sha256(path: str | Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _flush(path: Path) -> None:
+def _flush(path: str | Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -397,7 +407,7 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def _flush_all(paths: Sequence[Path]) -> None:
+def _flush_all(paths: Sequence[str]) -> None:
     """Each of them is on the disk afterwards. Thousands of clips are flushed a few at a time: a disk takes
     small files together several times as fast as one after the other (docs/performance.md)."""
     if len(paths) < _MANY_FILES:
@@ -405,8 +415,9 @@ def _flush_all(paths: Sequence[Path]) -> None:
             _flush(path)
         return
     with ThreadPoolExecutor(_FLUSHED_AT_ONCE) as pool:
-        for _ in pool.map(_flush, paths):  # raises what the first of them raised
-            pass
+        for start in range(0, len(paths), _MANY_FILES):  # a pool holds what waits for it
+            for _ in pool.map(_flush, paths[start : start + _MANY_FILES]):  # raises what the first one raised
+                pass
 
 
 def _sealed(seal: str) -> str:

@@ -103,7 +103,7 @@ def clock(monkeypatch):
 
 def test_lines_and_bars_tell_the_campaigns_time_left(clock):
     out = io.StringIO()
-    progress = LineProgress("sample", Console(file=out, width=120), campaign_left=600.0)
+    progress = LineProgress("sample", Console(file=out, width=40), campaign_left=600.0)
     progress.start(4, "clips")
     clock[0] += 20
     progress.advance()
