@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
+import io
 import importlib.metadata
 import json
 import os
@@ -216,7 +217,9 @@ class Store:
         above = {Path(name) for name in {os.path.dirname(name) for name in names}}
         _flush_all(sorted(os.fspath(work / p) for p in above.union(*(p.parents for p in above))))
         manifest = Manifest(stage, round, fingerprint, config, inputs, environment, files, seal="")
-        text = json.dumps(vars(manifest), indent=1, sort_keys=True) + "\n"
+        buffer = io.StringIO()
+        json.dump(vars(manifest), buffer, indent=1, sort_keys=True)  # dumps() holds a text for every bracket
+        text = buffer.getvalue() + "\n"
         write_atomically(work / MANIFEST, text.replace(_sealed(""), _sealed(_seal(text))))
         artefact = self.artefact(round, stage)
         self._publish(work, artefact)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
 
@@ -160,6 +161,20 @@ def test_write_atomically_replaces(tmp_path):
     write_atomically(tmp_path / "x", "1")
     write_atomically(tmp_path / "x", "2")
     assert [path.name for path in tmp_path.iterdir()] == ["x"] and (tmp_path / "x").read_text() == "2"
+
+
+def test_a_commit_flushes_every_file_and_every_folder_above_one(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(loop.store, "_flush", lambda path: flushed.append(Path(path)))
+    work = tmp_path / "round-000" / ".work-prepare"
+    for name in ("a.txt", "clips/b.txt", "deep/er/c.txt", "_scratch/d.txt", "deep/_scratch/e.txt"):
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        (work / name).write_text(name)
+    artefact = Store(tmp_path).commit(work, 0, "prepare", "f" * 64, {}, {}, {})
+    assert set(read_manifest(artefact).files) == {"a.txt", "clips/b.txt", "deep/er/c.txt"}
+    names = ("a.txt", "clips/b.txt", "deep/er/c.txt", ".", "clips", "deep", "deep/er")
+    assert {work / name for name in names} <= set(flushed)
+    assert not (artefact / "_scratch").exists() and not (artefact / "deep" / "_scratch").exists()
 
 
 def test_many_files_are_flushed_together_and_none_is_left_out(tmp_path, monkeypatch):
