@@ -8,8 +8,8 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
-import io
 import importlib.metadata
+import io
 import json
 import os
 import shutil
