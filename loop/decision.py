@@ -19,9 +19,15 @@ def read_decision(gate: Path) -> dict[str, Any]:
         raise UserError(f"{path} is missing; {how_to_redo(gate)}") from None
     except (OSError, ValueError):
         decision = None
-    if not isinstance(decision, dict):
+    if not isinstance(decision, dict) or not _are_alarms(decision.get("alarms", [])):
         raise UserError(f"{path} is damaged; {how_to_redo(gate)}")
     return decision
+
+
+def _are_alarms(found: Any) -> bool:
+    return isinstance(found, list) and all(
+        isinstance(alarm, dict) and {"name", "reason"} <= alarm.keys() for alarm in found
+    )
 
 
 def accepts(gate: Path, key: str) -> bool:

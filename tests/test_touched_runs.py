@@ -165,7 +165,10 @@ def told(root: Path, *commands: str) -> dict[str, int]:
     return codes
 
 
-@pytest.mark.parametrize("content", [None, b"\x93" * 40, b"[]", b"{}", b'{"keep": 5, "use": 5}'])
+ALARM = b'{"keep": true, "use": true, "alarms": null}'
+
+
+@pytest.mark.parametrize("content", [None, b"\x93" * 40, b"[]", b"{}", b'{"keep": 5, "use": 5}', ALARM])
 @pytest.mark.parametrize("stage", ["gate", "judge_gate"])
 def test_a_damaged_decision_is_named_by_whatever_reads_it(root, stage, content):
     file = root / "round-001" / stage / "gate.json"
