@@ -62,14 +62,14 @@ def motion_gap(pairs: PairData) -> float:
     if pairs.winners.shape[2] < 2:
         return 0.0
     decided = pairs.signs.any(dim=1).nonzero().flatten().tolist()
-    moved = torch.zeros(2, dtype=torch.float64)  # of winners, of losers
+    moved = [0.0, 0.0]  # of winners, of losers
     for start in range(0, len(decided), _MOST_CLIPS):
         rows = decided[start : start + _MOST_CLIPS]
         sides = [x[rows].diff(dim=2).abs().mean(dim=(1, 2, 3, 4)) for x in (pairs.winners, pairs.losers)]
         swapped = pairs.signs[rows].sum(dim=1) < 0
         for side in (0, 1):
             moved[side] += torch.where(swapped, sides[1 - side], sides[side]).sum().item()
-    return (moved[0] / max(moved[1].item(), 1e-12)).item() - 1
+    return moved[0] / max(moved[1], 1e-12) - 1
 
 
 def why_stop(limits: LimitsConfig, held: dict[str, float]) -> str | None:

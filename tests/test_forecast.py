@@ -195,6 +195,17 @@ def test_weights_are_as_large_as_the_models_say(config, tmp_path):
     assert kept == (4 * lora + 4 * whole_judge, 4 * whole_judge * 6)
 
 
+def test_latents_of_what_is_trained_on_are_counted_while_it_trains(config, tmp_path):
+    """By hand: a quarter byte a pixel for 8 takes of sample and 2 train anchors, none for the gate's."""
+    run(config, 1e9, "rounds=0")
+    generator = tmp_path / "generator"
+    write_weights(generator / "transformer" / "a.safetensors", **{"blocks.0.to_q.weight": [8, 4]})
+    clip = "data.clip={num_frames: 9, height: 64, width: 32, fps: 8}"
+    settings = load_config(config, [f"generator.model={generator}", clip]).config
+    found = forecast(Store(config.parent / "run"), settings, 1)
+    assert found.checkpoints == 4 * (8 * 4) * 7 + 0.25 * 9 * 64 * 32 * (2 * 3 + 2 + 2)
+
+
 def test_bytes_in_words():
     told = [in_words(n) for n in (0, 999, 3_400, 56_700_000, 1_234_000_000, 5e12)]
     assert told == ["0 B", "999 B", "3.4 kB", "56.7 MB", "1.23 GB", "5,000.00 GB"]
